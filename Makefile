@@ -1,0 +1,83 @@
+# What one does with this repository. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Only for making .venv; everything else runs inside it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# Keyed on content: made anew when the lock file or the project file says something else.
+KEY := $(shell cat requirements.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+READY := .venv/.ready-$(KEY)
+CODE := pilotage tests benchmarks examples
+# Empty means all tests: make test TESTS=tests/unit
+TESTS ?=
+WORKERS ?= 2
+# Without it pyright asks the registry at each start whether it is the newest.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY)  ## make .venv from the lock file; does nothing when it is up to date
+
+$(READY):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo 'Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv || \
+		{ echo 'Python lacks its venv module (Debian and Ubuntu: the package python3-venv)' >&2; exit 1; }
+	@echo 'Installing the locked packages into .venv (once) ...'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f .venv/.ready-*
+	@touch $@
+
+.PHONY: demo
+demo: setup  ## start a server, run an example workflow and show its progress
+	@$(BIN)/python -m pilotage.cli demo
+
+.PHONY: test
+test: lint types tests coverage  ## everything that CI checks: lint, types, tests, coverage
+
+.PHONY: lint
+lint: setup  ## ruff: rules and format
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+
+.PHONY: types
+types: setup  ## mypy strict and pyright strict
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+.PHONY: tests
+tests: setup  ## the tests alone: make tests TESTS=tests/unit
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-branch --cov-report= --cov-fail-under=0 $(TESTS)
+
+.PHONY: coverage
+coverage: setup  ## the branch coverage of the last tests against the gates
+	@$(BIN)/coverage report
+	@$(BIN)/coverage report --include='pilotage/runtime/*' --fail-under=100
+
+.PHONY: format
+format: setup  ## mend what ruff can mend by itself
+	@$(BIN)/ruff check --fix --exit-zero $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+.PHONY: bench
+SIZE ?= smoke
+bench: setup  ## measure: make bench SCENARIO=name SIZE=smoke|full
+	@$(BIN)/python -m benchmarks --size $(SIZE) $(if $(SCENARIO),--scenario $(SCENARIO))
+
+.PHONY: lock
+lock:  ## newest allowed versions into requirements.lock (needs uv)
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --quiet -o requirements.lock
+
+.PHONY: clean
+clean:  ## remove what building, testing and running left behind, .venv and .pilotage included
+	@rm -rf .venv .pilotage .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* \
+		build dist htmlcov coverage.xml benchmarks/results
+	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Named, repeatable measurements; see README.md in this folder."""

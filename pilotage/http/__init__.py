@@ -1,0 +1,1 @@
+"""How a run is reached: the REST API, the dashboard and the API docs, all through the gateway."""

@@ -1,0 +1,1 @@
+"""Where a run stays: the store port, Redis, the embedded server, codec and keys."""

@@ -1,0 +1,1 @@
+"""Several parts together, with a real server."""
