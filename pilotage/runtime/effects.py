@@ -1,0 +1,120 @@
+"""What the world has to do after a transition is stored. Values only.
+
+Effects that can be derived from the state (attempts, timers, subscriptions, children) are derived
+again by `pilotage.runtime.recovery` after a crash. The messages to others (`Message`s) cannot:
+they are stored with the transition and removed when the receiver has acknowledged them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from pilotage.runtime.status import RunStatus
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class StartAttempt(Effect, frozen=True, kw_only=True, tag=True):
+    """Dispatch attempt `attempt` of `step`; `input` is JSON text (an object), ≤ 8 MiB."""
+
+    step: int
+    attempt: int
+    job: str
+    input: bytes
+    timeout_secs: float
+
+
+class StopAttempt(Effect, frozen=True, kw_only=True, tag=True):
+    """Tell the attempt to stop; `timed_out`: because its time was up."""
+
+    step: int
+    attempt: int
+    timed_out: bool = False
+
+
+class RequestSlot(Effect, frozen=True, kw_only=True, tag=True):
+    step: int
+    job: str
+    since_ms: int
+
+
+class ReleaseSlot(Effect, frozen=True, kw_only=True, tag=True):
+    """Give back the job slot that the step holds, or withdraw its request."""
+
+    step: int
+    job: str
+
+
+class ReleaseRunSlot(Effect, frozen=True, kw_only=True, tag=True):
+    """The run has ended: its place in the workflow's `max_concurrent_runs` is free."""
+
+
+class QueueRun(Effect, frozen=True, kw_only=True, tag=True):
+    """The run waits for a slot of its workflow (and for `not_before_ms`, if delayed)."""
+
+    since_ms: int
+    held: bool = False
+    not_before_ms: int | None = None
+
+
+class ScheduleTimer(Effect, frozen=True, kw_only=True, tag=True):
+    """Arm or move the one timer of a step, or of the run (`step` None)."""
+
+    step: int | None
+    due_ms: int
+
+
+class CancelTimer(Effect, frozen=True, kw_only=True, tag=True):
+    step: int | None
+
+
+class StartChild(Effect, frozen=True, kw_only=True, tag=True):
+    """Create the child run if it is absent. `payload` is JSON text."""
+
+    step: int
+    attempt: int
+    child_run_id: str
+    workflow: str
+    payload: bytes
+
+
+class ParkEvent(Effect, frozen=True, kw_only=True, tag=True):
+    step: int
+    attempt: int
+    event_key: str
+
+
+class UnparkEvent(Effect, frozen=True, kw_only=True, tag=True):
+    step: int
+    event_key: str
+
+
+class TellChild(Effect, frozen=True, kw_only=True, tag=True):
+    """`parent_attempt` goes with reopen: what the child answers to from now on."""
+
+    child_run_id: str
+    what: Literal["cancel", "pause", "resume", "reopen"]
+    parent_attempt: int = 0
+    step: int = 0
+
+
+class TellParent(Effect, frozen=True, kw_only=True, tag=True):
+    parent_run_id: str
+    step: int
+    attempt: int
+    status: RunStatus
+    output: bytes | None = None
+    error: str | None = None
+
+
+class EmitEvent(Effect, frozen=True, kw_only=True, tag=True):
+    event_key: str
+    payload: bytes | None = None
+
+
+Message = TellChild | TellParent | EmitEvent
+MESSAGE_TYPES = (TellChild, TellParent, EmitEvent)

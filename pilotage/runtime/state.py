@@ -1,0 +1,224 @@
+"""The state of one run: immutable values, cheap to change in one place.
+
+Step states live in chunks of `CHUNK`; a transition copies the chunks it touches and the spine, so
+its cost does not grow with the size of the run. Everything that can be derived from the step
+states (who is ready, which dependencies are satisfied) is kept as bit masks beside them; the
+masks are rebuilt by `rebuild` when a run is loaded and are never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+import msgspec
+
+from pilotage.runtime.definition import JobPolicy
+from pilotage.runtime.graph import StepGraph
+from pilotage.runtime.status import OnFailure, RunStatus, SkippedBy, StepStatus, WaitingFor
+
+CHUNK = 32
+
+
+class Resolution(StrEnum):
+    """What a person decided about a step, for the rules about repeated commands."""
+
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    FORCED = "forced"
+
+
+class StepState(msgspec.Struct, frozen=True, gc=False, array_like=True, omit_defaults=True):
+    """One step of one run. Times are Unix milliseconds; `output` is JSON text in UTF-8.
+
+    wait            the stored part of `waiting_for`: approval, event, timer, retry, job_limit
+    budget_start    number of the last attempt before the present budget of attempts
+    due_ms          when the step's one timer fires (timeout, backoff, sleep), None without
+    checked         the condition is not to be evaluated (again)
+    accepted        a remote job took the attempt (202) and will report by callback
+    ready_since_ms  when the step last became ready and was held back
+    """
+
+    status: StepStatus = StepStatus.WAITING
+    wait: WaitingFor | None = None
+    attempt: int = 0
+    budget_start: int = 0
+    output: bytes | None = None
+    error: str | None = None
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    due_ms: int | None = None
+    skipped_by: SkippedBy | None = None
+    checked: bool = False
+    accepted: bool = False
+    child_run_id: str | None = None
+    event_key: str | None = None
+    ready_since_ms: int | None = None
+    resolution: Resolution | None = None
+
+
+BLANK = StepState()
+
+
+class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What never changes in a run's life. `payload` is JSON text, None without a payload.
+
+    policies   job reference -> policy pinned at the trigger (only jobs the workflow uses)
+    slotless   the run never takes one of its workflow's `max_concurrent_runs` slots because an
+               ancestor holds one
+    delay_until_ms   the run stays `pending` until then (`delay_secs` of the trigger)
+    """
+
+    id: str
+    project_id: str
+    workflow_id: str
+    workflow_slug: str
+    version: int
+    version_id: str
+    created_at_ms: int
+    payload: bytes | None = None
+    tags: dict[str, str] = {}
+    triggered_by: str = "manual"
+    created_by: str | None = None
+    retry_of_run_id: str | None = None
+    parent_run_id: str | None = None
+    parent_step: int | None = None
+    depth: int = 0
+    ancestor_workflows: tuple[str, ...] = ()
+    slotless: bool = False
+    max_parallel_steps: int = 0
+    timeout_secs: float = 0.0
+    delay_until_ms: int | None = None
+    policies: dict[str, JobPolicy] = {}
+
+
+class RunVitals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The small part of a run that changes: what lists and indexes need.
+
+    seq            rises by one with each stored transition (the version writes are checked with)
+    history_seq    number of history items so far
+    queued_at_ms   place in the queue of its workflow while `pending`
+    held           a pending child of a paused parent: gets no slot until the parent resumes
+    parent_attempt the attempt of the parent's step that this run now answers
+    """
+
+    status: RunStatus = RunStatus.PENDING
+    seq: int = 0
+    history_seq: int = 0
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    expires_at_ms: int | None = None
+    error: str | None = None
+    queued_at_ms: int = 0
+    held: bool = False
+    parent_attempt: int = 0
+    pinned: bool = False
+
+
+class Masks(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Derived sets of steps, as bit masks.
+
+    satisfied  satisfies its dependents: completed, failed under `continue`, or skipped other than
+               by dependency
+    open       not terminal          running   status running
+    fresh      ready, condition not evaluated   held  ready, wants capacity (status pending)
+    requested  of `held`: asked for a job slot
+    blocking   terminal and never satisfies: failed without `continue`, skipped by dependency,
+               canceled
+    """
+
+    satisfied: int = 0
+    open: int = 0
+    running: int = 0
+    fresh: int = 0
+    held: int = 0
+    requested: int = 0
+    blocking: int = 0
+    output_bytes: int = 0
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """A run: what never changes, what does, the steps in chunks, and what follows from them."""
+
+    head: RunHead
+    graph: StepGraph
+    vitals: RunVitals
+    chunks: tuple[tuple[StepState, ...], ...]
+    masks: Masks
+
+    @property
+    def id(self) -> str:
+        return self.head.id
+
+    @property
+    def status(self) -> RunStatus:
+        return self.vitals.status
+
+    def step(self, i: int) -> StepState:
+        return self.chunks[i // CHUNK][i % CHUNK]
+
+    def steps(self) -> Iterator[StepState]:
+        """All step states in definition order."""
+        for chunk in self.chunks:
+            yield from chunk
+
+
+def blank_chunks(size: int) -> tuple[tuple[StepState, ...], ...]:
+    full, rest = divmod(size, CHUNK)
+    chunk = (BLANK,) * CHUNK
+    return (chunk,) * full + (((BLANK,) * rest,) if rest else ())
+
+
+def chunked(steps: list[StepState]) -> tuple[tuple[StepState, ...], ...]:
+    return tuple(tuple(steps[k : k + CHUNK]) for k in range(0, len(steps), CHUNK))
+
+
+def satisfies(graph: StepGraph, i: int, step: StepState) -> bool:
+    """Whether a dependent may count step i as done (runs.md §3)."""
+    if step.status is StepStatus.COMPLETED:
+        return True
+    if step.status is StepStatus.SKIPPED:
+        return step.skipped_by is not SkippedBy.DEPENDENCY
+    return (
+        step.status is StepStatus.FAILED
+        and graph.steps[i].on_failure is OnFailure.CONTINUE
+    )
+
+
+def rebuild(
+    head: RunHead,
+    graph: StepGraph,
+    vitals: RunVitals,
+    chunks: tuple[tuple[StepState, ...], ...],
+) -> RunState:
+    """The state of the stored parts, with everything derived computed from the step states."""
+    satisfied = open_ = running = held = requested = blocking = output_bytes = 0
+    fresh = 0
+    i = 0
+    for chunk in chunks:
+        for step in chunk:
+            bit = 1 << i
+            if step.output is not None:
+                output_bytes += len(step.output)
+            if step.status.is_terminal:
+                if satisfies(graph, i, step):
+                    satisfied |= bit
+                else:
+                    blocking |= bit
+            else:
+                open_ |= bit
+                if step.status is StepStatus.RUNNING:
+                    running |= bit
+                elif step.status is StepStatus.PENDING:
+                    if step.checked:
+                        held |= bit
+                    else:
+                        fresh |= bit
+                    if step.wait is WaitingFor.JOB_LIMIT:
+                        requested |= bit
+            i += 1
+    masks = Masks(
+        satisfied=satisfied, open=open_, running=running, fresh=fresh, held=held,
+        requested=requested, blocking=blocking, output_bytes=output_bytes,
+    )  # fmt: skip
+    return RunState(head=head, graph=graph, vitals=vitals, chunks=chunks, masks=masks)
