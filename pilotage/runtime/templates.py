@@ -1,0 +1,539 @@
+"""Templates: JSON values whose strings may hold `{{ path }}`, compiled once, rendered often.
+
+    template   = "{{" (path | string) ["|" "default" ":" literal] "}}"
+    path       = "payload" keys | "run.id" | "run.tags" keys
+               | "steps." ref ".output" keys | "steps." ref ".status" | name keys
+    keys       = { "." name | "[" digits "]" | "[" string "]" }
+    name       = letters, digits, "_", "-", "$", "@"        literal = any JSON value
+    string     = a JSON string, or text between single quotes, taken as it is
+
+Rules:
+
+- A bare path (`{{ customer.id }}`) is looked up in the payload. `payload`, `steps` and `run` are
+  always roots: a payload's own key of that name is `payload.run`. Any other key: `["a key"]`.
+- A string that is exactly one template becomes the value itself, with its JSON type. Inside text,
+  strings stand as they are and everything else as compact JSON (`null`, `true`, `[1,2]`).
+- JSON null that is there is a value and resolves. What is not there does not: a missing key, an
+  index out of range, a key of something that is no object, a payload or output that is absent.
+  Then the default stands in; without one rendering fails with `UnresolvedPathError`.
+- The quoted string is how to write braces: `{{ "{{" }}`. Keys of objects are never templates.
+- Rendering calls only the scope methods that the template needs, each at most once per reference,
+  evaluates no code and makes at most `MAX_RENDERED_CHARS` from looked-up values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any, Final, NoReturn, Protocol
+
+import msgspec
+
+from pilotage.runtime.errors import TemplateError
+from pilotage.runtime.jsonvalues import (
+    MAX_DEPTH,
+    at_key,
+    is_array,
+    is_object,
+    json_problems,
+    key_problem,
+    scalar_problem,
+    show,
+    type_name,
+)
+
+MAX_EXPRESSIONS = 1_000
+"""Templates in one value; bounds the work of one rendering."""
+
+MAX_RENDERED_CHARS = 8 * 1024 * 1024
+"""The largest input of an attempt; without it a small template could make gigabytes."""
+
+_UNMETERED_EXPRESSIONS = 8
+"""So many values of at most 1 MiB each cannot pass `MAX_RENDERED_CHARS`: nothing to measure."""
+
+# TID251 is off for these: constants of ours, linear because nothing in them backtracks.
+REF_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")  # noqa: TID251
+_NAME = re.compile(r"[\w$@-]+")  # noqa: TID251
+_DIGITS = re.compile(r"[0-9]{1,9}(?![\w-])")  # noqa: TID251
+_SINGLE_QUOTED = re.compile(r"'([^']*)'")  # noqa: TID251
+_SPACE = re.compile(r"[ \t\r\n]*")  # noqa: TID251
+
+Key = str | int
+
+
+class Scope(Protocol):
+    """What a template can see: one step's view of its run."""
+
+    def payload(self) -> Any:
+        """The decoded trigger payload; None if there is none."""
+        ...
+
+    def step_output(self, ref: str) -> Any:
+        """The decoded output; KeyError if the step is unknown, not completed or without one."""
+        ...
+
+    def step_status(self, ref: str) -> str:
+        """The status; KeyError if the step is unknown."""
+        ...
+
+    def run_id(self) -> str: ...
+
+    def tags(self) -> Mapping[str, str]: ...
+
+
+class UnresolvedPathError(TemplateError):
+    """The path is well formed but leads to nothing in this run."""
+
+
+class _Root(Enum):
+    PAYLOAD = auto()
+    OUTPUT = auto()
+    STATUS = auto()
+    RUN_ID = auto()
+    TAGS = auto()
+    LITERAL = auto()
+
+
+class _Expression(msgspec.Struct, frozen=True, kw_only=True):
+    """One parsed `{{ … }}`; `text` is its path for messages."""
+
+    root: _Root
+    text: str
+    ref: str = ""
+    keys: tuple[Key, ...] = ()
+    literal: Any = None
+    default: Any = msgspec.UNSET
+
+
+# --- parsing ------------------------------------------------------------------------------------
+
+
+class _SyntaxError(Exception):
+    """Bad template text; the message is complete but for the place in the document."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode_literal = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
+
+
+class _Parser:
+    """Reads one expression of `text`, starting behind its opening braces."""
+
+    def __init__(self, text: str, pos: int) -> None:
+        self.text = text
+        self.pos = pos
+        self.opened = pos - 2
+
+    def fail(self, why: str) -> NoReturn:
+        raise _SyntaxError(
+            f"bad template at character {self.opened}: {why}, "
+            f"near {show(self.text[self.opened : self.opened + 60])}"
+        )
+
+    def skip_space(self) -> None:
+        found = _SPACE.match(self.text, self.pos)
+        assert found is not None  # matches the empty string
+        self.pos = found.end()
+
+    def accept(self, token: str) -> bool:
+        if self.text.startswith(token, self.pos):
+            self.pos += len(token)
+            return True
+        return False
+
+    def name(self, what: str) -> str:
+        found = _NAME.match(self.text, self.pos)
+        if found is None:
+            self.fail(f"expected {what}")
+        self.pos = found.end()
+        return found.group()
+
+    def literal(self) -> Any:
+        quoted = _SINGLE_QUOTED.match(self.text, self.pos)
+        if quoted is not None:
+            self.pos = quoted.end()
+            return quoted.group(1)
+        try:
+            value, self.pos = _decode_literal(self.text, self.pos)
+        except (ValueError, RecursionError):
+            self.fail("expected a JSON literal (text in quotes)")
+        for problem in json_problems(value, "the literal"):
+            self.fail(problem)
+        return value
+
+    def quoted(self) -> str | None:
+        """A string literal if one is next."""
+        if self.text[self.pos : self.pos + 1] not in ("'", '"'):
+            return None
+        value = self.literal()
+        assert isinstance(value, str)  # a literal that starts with a quote
+        return value
+
+    def keys(self) -> tuple[Key, ...]:
+        found: list[Key] = []
+        while True:
+            if self.accept("."):
+                found.append(self.name('a key after "."'))
+            elif self.accept("["):
+                found.append(self.subscript())
+            else:
+                return tuple(found)
+
+    def subscript(self) -> Key:
+        key: Key | None = self.quoted()
+        if key is None:
+            digits = _DIGITS.match(self.text, self.pos)
+            if digits is None:
+                self.fail('expected an index (0, 1, …) or a quoted key after "["')
+            self.pos = digits.end()
+            key = int(digits.group())
+        if not self.accept("]"):
+            self.fail('expected "]"')
+        return key
+
+    def expression(self) -> _Expression:
+        self.skip_space()
+        start = self.pos
+        quoted = self.quoted()
+        if quoted is not None:
+            text = self.text[start : self.pos]
+            found = _Expression(root=_Root.LITERAL, text=text, literal=quoted)
+        else:
+            first = self.name('a path such as "payload.order.id"')
+            found = self.path(first, self.keys(), start)
+        self.skip_space()
+        if self.accept("|"):
+            found = msgspec.structs.replace(found, default=self.default())
+            self.skip_space()
+        if not self.accept("}}"):
+            self.fail('expected "}}"')
+        return found
+
+    def default(self) -> Any:
+        self.skip_space()
+        if self.name('"default: literal" after "|"') != "default":
+            self.fail('only "default: literal" may follow "|"')
+        self.skip_space()
+        if not self.accept(":"):
+            self.fail('expected ":" after "default"')
+        self.skip_space()
+        return self.literal()
+
+    def path(self, first: str, keys: tuple[Key, ...], start: int) -> _Expression:
+        text = self.text[start : self.pos]
+        if first == "payload":
+            return _Expression(root=_Root.PAYLOAD, text=text, keys=keys)
+        if first == "run":
+            if keys == ("id",):
+                return _Expression(root=_Root.RUN_ID, text=text)
+            if keys and keys[0] == "tags":
+                return _Expression(root=_Root.TAGS, text=text, keys=keys[1:])
+            self.fail('a run has "run.id" and "run.tags" (the payload\'s own "run": payload.run)')
+        if first == "steps":
+            return self.step_path(keys, text)
+        return _Expression(root=_Root.PAYLOAD, text=text, keys=(first, *keys))
+
+    def step_path(self, keys: tuple[Key, ...], text: str) -> _Expression:
+        ref = keys[0] if keys else ""
+        if not isinstance(ref, str) or not REF_PATTERN.match(ref):
+            self.fail('expected "steps.REF.output" or "steps.REF.status"')
+        if keys[1:2] == ("output",):
+            return _Expression(root=_Root.OUTPUT, text=text, ref=ref, keys=keys[2:])
+        if keys[1:] != ("status",):
+            self.fail(f'a step has "steps.{ref}.output" and "steps.{ref}.status"')
+        return _Expression(root=_Root.STATUS, text=text, ref=ref)
+
+
+def _parse(text: str) -> list[str | _Expression]:
+    parts: list[str | _Expression] = []
+    pos = 0
+    while (start := text.find("{{", pos)) >= 0:
+        if start > pos:
+            parts.append(text[pos:start])
+        parser = _Parser(text, start + 2)
+        parts.append(parser.expression())
+        pos = parser.pos
+    if pos < len(text):
+        parts.append(text[pos:])
+    return parts
+
+
+# --- rendering ----------------------------------------------------------------------------------
+
+
+class _Rendering:
+    """One rendering: fetches each root at most once and keeps the result within bounds."""
+
+    __slots__ = ("_outputs", "_payload", "_room", "_scope", "metered")
+
+    def __init__(self, scope: Scope, *, metered: bool) -> None:
+        self._scope = scope
+        self._payload: Any = msgspec.UNSET
+        self._outputs: dict[str, Any] = {}
+        self._room = MAX_RENDERED_CHARS
+        self.metered = metered
+
+    def charge(self, chars: int) -> None:
+        self._room -= chars
+        if self._room < 0:
+            raise TemplateError(f"the rendered value is larger than {MAX_RENDERED_CHARS} bytes")
+
+    def root(self, expression: _Expression) -> Any:
+        """The value that the keys are looked up in; KeyError if there is none."""
+        scope = self._scope
+        match expression.root:
+            case _Root.PAYLOAD:
+                if self._payload is msgspec.UNSET:
+                    self._payload = scope.payload()
+                if self._payload is None:
+                    raise KeyError("the run has no payload")
+                return self._payload
+            case _Root.OUTPUT:
+                return self._output(expression.ref)
+            case _Root.STATUS:
+                try:
+                    return scope.step_status(expression.ref)
+                except KeyError:
+                    raise KeyError(f'the run has no step "{expression.ref}"') from None
+            case _Root.RUN_ID:
+                return scope.run_id()
+            case _Root.TAGS:
+                return dict(scope.tags())
+            case _Root.LITERAL:
+                return expression.literal
+
+    def _output(self, ref: str) -> Any:
+        if ref not in self._outputs:
+            try:
+                self._outputs[ref] = self._scope.step_output(ref)
+            except KeyError:
+                raise KeyError(f'step "{ref}" has no output') from None
+        return self._outputs[ref]
+
+    def value(self, expression: _Expression) -> Any:
+        try:
+            return _walk(self.root(expression), expression)
+        except KeyError as reason:
+            if expression.default is not msgspec.UNSET:
+                return expression.default
+            raise UnresolvedPathError(
+                f"{expression.text} does not resolve: {reason.args[0]}"
+            ) from None
+
+
+def _walk(value: Any, expression: _Expression) -> Any:
+    """Follows the keys; KeyError says where the path ends too early."""
+    for key in expression.keys:
+        if isinstance(key, str):
+            if not is_object(value):
+                raise KeyError(f"key {show(key)} of {type_name(value)}")
+            if key not in value:
+                raise KeyError(f"there is no key {show(key)}")
+            value = value[key]
+        elif not is_array(value):
+            raise KeyError(f"index [{key}] of {type_name(value)}")
+        elif key >= len(value):
+            raise KeyError(f"index [{key}] of an array of {len(value)}")
+        else:
+            value = value[key]
+    return value
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise TemplateError(f"cannot be written as JSON: {error}") from None
+
+
+class _Node(Protocol):
+    def render(self, rendering: _Rendering) -> Any: ...
+
+
+class _Constant(msgspec.Struct, frozen=True):
+    value: Any
+
+    def render(self, rendering: _Rendering) -> Any:  # noqa: ARG002 - as all nodes
+        return self.value
+
+
+class _Exact(msgspec.Struct, frozen=True):
+    """A string that is one template: the value keeps its type."""
+
+    path: str
+    expression: _Expression
+
+    def render(self, rendering: _Rendering) -> Any:
+        try:
+            value = rendering.value(self.expression)
+            if rendering.metered:
+                rendering.charge(len(_as_text(value)))
+        except TemplateError as error:
+            raise _placed(error, self.path) from None
+        return value
+
+
+class _Text(msgspec.Struct, frozen=True):
+    path: str
+    parts: tuple[str | _Expression, ...]
+
+    def render(self, rendering: _Rendering) -> str:
+        done: list[str] = []
+        try:
+            for part in self.parts:
+                if isinstance(part, str):
+                    done.append(part)
+                else:
+                    text = _as_text(rendering.value(part))
+                    rendering.charge(len(text))
+                    done.append(text)
+        except TemplateError as error:
+            raise _placed(error, self.path) from None
+        return "".join(done)
+
+
+class _Array(msgspec.Struct, frozen=True):
+    items: tuple[_Node, ...]
+
+    def render(self, rendering: _Rendering) -> list[Any]:
+        return [item.render(rendering) for item in self.items]
+
+
+class _Object(msgspec.Struct, frozen=True):
+    members: tuple[tuple[str, _Node], ...]
+
+    def render(self, rendering: _Rendering) -> dict[str, Any]:
+        return {key: node.render(rendering) for key, node in self.members}
+
+
+def _placed(error: TemplateError, path: str) -> TemplateError:
+    """The same kind of error with the place in the template's value in front."""
+    return type(error)(f"{path}: {error}" if path else str(error))
+
+
+# --- compiling ----------------------------------------------------------------------------------
+
+
+class Template:
+    """A compiled value. Immutable, shared by all runs of a workflow version."""
+
+    __slots__ = ("_metered", "_node", "is_constant", "refs")
+
+    def __init__(self, node: _Node, refs: frozenset[str], expressions: int) -> None:
+        self._node = node
+        self._metered = expressions > _UNMETERED_EXPRESSIONS
+        self.refs: frozenset[str] = refs
+        self.is_constant: bool = isinstance(node, _Constant)
+
+    def render(self, scope: Scope) -> Any:
+        """The value in this scope. A constant template answers its original, uncopied.
+
+        Raises:
+            UnresolvedPathError: a path without default leads to nothing.
+            TemplateError: the result would be too large.
+        """
+        return self._node.render(_Rendering(scope, metered=self._metered))
+
+
+class _Compiler:
+    """Collects problems instead of stopping at the first. Recursion ends at `MAX_DEPTH`."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.refs: set[str] = set()
+        self.expressions = 0
+
+    def compile(self, value: Any, path: str, depth: int = 1) -> _Node:
+        if isinstance(value, str) and "{{" in value:
+            return self.string(value, path)
+        if is_object(value):
+            return self.object(value, path, depth)
+        if is_array(value):
+            return self.array(value, path, depth)
+        problem = scalar_problem(value)
+        if problem is not None:
+            self.report(path, problem)
+        return _Constant(value)
+
+    def report(self, path: str, problem: str) -> None:
+        self.problems.append(f"{path}: {problem}" if path else problem)
+
+    def too_deep(self, path: str, depth: int) -> bool:
+        if depth <= MAX_DEPTH:
+            return False
+        self.report(path, f"must not be nested more than {MAX_DEPTH} deep")
+        return True
+
+    def string(self, value: str, path: str) -> _Node:
+        problem = scalar_problem(value)
+        if problem is not None:
+            self.report(path, problem)
+            return _Constant(value)
+        try:
+            parts = _parse(value)
+        except _SyntaxError as error:
+            self.report(path, str(error))
+            return _Constant(value)
+        for part in parts:
+            if isinstance(part, _Expression):
+                self.count(part, path)
+        only = parts[0]
+        if len(parts) == 1 and isinstance(only, _Expression):
+            return _Exact(path, only)
+        return _Text(path, tuple(parts))
+
+    def count(self, expression: _Expression, path: str) -> None:
+        if expression.ref:
+            self.refs.add(expression.ref)
+        self.expressions += 1
+        if self.expressions == MAX_EXPRESSIONS + 1:
+            self.report(path, f"more than {MAX_EXPRESSIONS} templates in one value")
+
+    def array(self, value: list[Any] | tuple[Any, ...], path: str, depth: int) -> _Node:
+        if self.too_deep(path, depth):
+            return _Constant(value)
+        items = tuple(self.compile(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value))
+        if all(isinstance(item, _Constant) for item in items):
+            return _Constant(value)
+        return _Array(items)
+
+    def object(self, value: dict[str, Any], path: str, depth: int) -> _Node:
+        if self.too_deep(path, depth):
+            return _Constant(value)
+        members: list[tuple[str, _Node]] = []
+        for key, member in value.items():
+            here = at_key(path, key)
+            problem = key_problem(key)
+            if problem is not None:
+                self.report(here, problem)
+            members.append((key, self.compile(member, here, depth + 1)))
+        if all(isinstance(node, _Constant) for _, node in members):
+            return _Constant(value)
+        return _Object(tuple(members))
+
+
+def inspect_template(value: Any, path: str) -> tuple[Template, list[str]]:
+    """The compiled value and its problems; it may be rendered only if there are none."""
+    compiler = _Compiler()
+    node = compiler.compile(value, path)
+    return Template(node, frozenset(compiler.refs), compiler.expressions), compiler.problems
+
+
+def check_template(value: Any, path: str) -> list[str]:
+    """All problems of the value, each as `path: what is wrong`."""
+    return inspect_template(value, path)[1]
+
+
+def compile_template(value: Any) -> Template:
+    """Compiles any JSON value; raises TemplateError that lists every problem in it."""
+    template, problems = inspect_template(value, "")
+    if problems:
+        raise TemplateError("; ".join(problems))
+    return template
