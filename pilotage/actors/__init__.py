@@ -1,0 +1,1 @@
+"""Who moves runs: mailboxes, supervisor, run actors, executors, catalog, gateway."""

@@ -1,0 +1,436 @@
+"""The catalog: workflows, their versions, jobs and API keys of all projects.
+
+What a run needs of a definition (graph, policies, the job of an attempt) is answered from memory
+most of the time. Every change is stored before it is answered and before it is seen by others.
+
+Changes of one project's definitions happen one after the other, so that a job is not deleted while
+a workflow that uses it is being made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
+from zlib import crc32
+
+import msgspec
+
+from pilotage.actors.api_keys import ApiKeys
+from pilotage.actors.catalog_graphs import GraphCache
+from pilotage.actors.catalog_model import (
+    Job,
+    Workflow,
+    WorkflowVersion,
+    decode,
+    decoder_for,
+    encode,
+    same_spec,
+)
+from pilotage.actors.catalog_records import (
+    Filed,
+    Filing,
+    Position,
+    Shelf,
+    catalog_errors,
+    new_id,
+)
+from pilotage.actors.errors import ConflictError, InvalidError, NotFoundError
+from pilotage.actors.idempotency import Idempotency
+from pilotage.actors.kernel.clock import Clock
+from pilotage.persistence.port import IdempotencyRecord, Store
+from pilotage.runtime.definition import JobPolicy, JobSpec, WorkflowSpec
+from pilotage.runtime.graph import StepGraph
+from pilotage.runtime.status import ExecutionMode
+
+if TYPE_CHECKING:
+    from pilotage.runtime.validation import ParsedJob, ParsedWorkflow
+
+_LOCKS = 64
+_SCAN_PAGE = 100
+D = TypeVar("D", bound=Filed)
+
+
+def _filing(kind: str, type_: type[D]) -> Filing[D]:
+    decoder = decoder_for(type_)
+    return Filing(kind=kind, encode=encode, decode=partial(decode, decoder=decoder, what=kind))  # type: ignore[arg-type]
+
+
+class Catalog:
+    """`python_jobs` are the registered Python functions: name to what the run machine needs.
+
+    `fence` gives the fencing token of this process. All methods run on the actors' loop and may
+    raise `UnavailableError` when the store is away.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        fence: Callable[[], int],
+        python_jobs: Mapping[str, JobSpec],
+        admin_key: str | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._python_jobs = python_jobs
+        self._workflows = Shelf(store, _filing("workflow", Workflow), fence)
+        self._versions = Shelf(store, _filing("version", WorkflowVersion), fence)
+        self._jobs = Shelf(store, _filing("job", Job), fence)
+        self._graphs = GraphCache()
+        self._locks = tuple(asyncio.Lock() for _ in range(_LOCKS))
+        self.keys = ApiKeys(store, clock=clock, fence=fence, admin_key=admin_key)
+
+    # --- workflows -------------------------------------------------------------------------
+
+    async def workflow(self, project_id: str | None, id_or_slug: str) -> Workflow:
+        """A project's workflow; without a project by id only."""
+        return await _lookup(self._workflows, "workflow", project_id, id_or_slug)
+
+    async def workflow_by_id(self, workflow_id: str) -> Workflow:
+        found = await self._workflows.get(workflow_id)
+        if found is None:
+            raise _unknown("workflow", workflow_id)
+        return found
+
+    async def create_workflow(
+        self,
+        parsed: ParsedWorkflow,
+        *,
+        project_id: str,
+        created_by: str,
+        idempotency: Idempotency | None = None,
+    ) -> Workflow:
+        """Version 1 of a new workflow; `ConflictError` if the slug is taken."""
+        async with self._changing(project_id):
+            await self._refuse_taken(self._workflows, "workflow", project_id, parsed.slug)
+            now = self._clock.now_ms()
+            workflow = Workflow(
+                id=new_id(now),
+                project_id=project_id,
+                name=parsed.name,
+                slug=parsed.slug,
+                description=parsed.description,
+                tags=dict(parsed.tags),
+                enabled=parsed.enabled,
+                version=1,
+                version_id=_version_id(now),
+                spec=parsed.spec,
+                created_by=created_by,
+                created_at_ms=now,
+                updated_at_ms=now,
+            )
+            await self._put_version(workflow, created_by)
+            made = _made(idempotency, workflow.id)
+            await self._put_workflow(workflow, new_version=True, idempotency=made)
+            return workflow
+
+    async def update_workflow(
+        self, workflow: Workflow, parsed: ParsedWorkflow, *, updated_by: str
+    ) -> Workflow:
+        """What `parsed` says, as the next version if it runs differently.
+
+        `ConflictError` when `workflow` is not the newest state or the slug is taken.
+        """
+        async with self._changing(workflow.project_id):
+            now = max(self._clock.now_ms(), workflow.updated_at_ms + 1)
+            changed = not same_spec(workflow.spec, parsed.spec)
+            new = msgspec.structs.replace(
+                workflow,
+                name=parsed.name,
+                slug=parsed.slug,
+                description=parsed.description,
+                tags=dict(parsed.tags),
+                enabled=parsed.enabled,
+                version=workflow.version + changed,
+                version_id=_version_id(now) if changed else workflow.version_id,
+                spec=parsed.spec if changed else workflow.spec,
+                updated_at_ms=now,
+                revision=workflow.revision + 1,
+            )
+            if changed:
+                await self._put_version(new, updated_by)
+            await self._put_workflow(new, new_version=changed)
+            return new
+
+    async def delete_workflow(self, workflow: Workflow) -> None:
+        """Gone for new runs; its versions stay, because finished runs refer to them."""
+        async with self._changing(workflow.project_id):
+            with catalog_errors("workflow"):
+                active = await self._store.active_count(workflow.id)
+            if active:
+                raise ConflictError(
+                    f'workflow "{workflow.slug}" has {active} active runs; '
+                    "cancel them or wait for their end, then delete it"
+                )
+            if not await self._workflows.delete(workflow.id):
+                raise _unknown("workflow", workflow.id)
+
+    async def list_workflows(
+        self, project_id: str | None, limit: int, after: Position | None = None
+    ) -> tuple[list[Workflow], Position | None]:
+        return await self._workflows.page(project_id, limit, after)
+
+    async def all_workflows(self) -> AsyncIterator[Workflow]:
+        """Every workflow of every project (for cron), a page at a time."""
+        async for workflow in _each(self._workflows, None):
+            yield workflow
+
+    # --- versions --------------------------------------------------------------------------
+
+    async def versions(
+        self, workflow: Workflow, limit: int, after: Position | None = None
+    ) -> tuple[list[WorkflowVersion], Position | None]:
+        """Newest first."""
+        return await self._versions.page(workflow.id, limit, after)
+
+    async def spec_version(self, version_id: str) -> WorkflowVersion:
+        found = await self._versions.get(version_id)
+        if found is None:
+            raise _unknown("workflow version", version_id)
+        return found
+
+    async def graph(self, version_id: str) -> StepGraph:
+        """The graph of a version: one object, shared by all that use it at the same time."""
+        known = self._graphs.get(version_id)
+        if known is not None:
+            return known
+        return self._graphs.build(version_id, (await self.spec_version(version_id)).spec)
+
+    # --- jobs ------------------------------------------------------------------------------
+
+    async def job(self, project_id: str | None, id_or_slug: str) -> Job:
+        """A project's stored job; without a project by id only."""
+        return await _lookup(self._jobs, "job", project_id, id_or_slug)
+
+    async def job_for_attempt(self, project_id: str, ref: str) -> Job:
+        """What a step's `job_id` means: the project's job, else a registered Python function."""
+        stored = await _find(self._jobs, project_id, ref)
+        if stored is not None:
+            return stored
+        spec = self._python_jobs.get(ref)
+        if spec is None:
+            raise NotFoundError(f'unknown job "{ref}"')
+        if spec.execution_mode is not ExecutionMode.PYTHON:
+            spec = msgspec.structs.replace(spec, execution_mode=ExecutionMode.PYTHON)
+        return Job(
+            id=ref,
+            project_id=project_id,
+            name=ref,
+            slug=ref,
+            spec=spec,
+            created_at_ms=0,
+            updated_at_ms=0,
+        )
+
+    async def policies(self, project_id: str, spec: WorkflowSpec) -> dict[str, JobPolicy]:
+        """The policy of every job that `spec` refers to; unknown jobs are left out."""
+        policies: dict[str, JobPolicy] = {}
+        for ref in dict.fromkeys(s.job_id for s in spec.steps if s.job_id is not None):
+            try:
+                job = await self.job_for_attempt(project_id, ref)
+            except NotFoundError:
+                continue
+            policies[ref] = job.spec.policy()
+        return policies
+
+    async def create_job(
+        self, parsed: ParsedJob, *, project_id: str, idempotency: Idempotency | None = None
+    ) -> Job:
+        async with self._changing(project_id):
+            await self._refuse_taken(self._jobs, "job", project_id, parsed.slug)
+            now = self._clock.now_ms()
+            job = Job(
+                id=new_id(now),
+                project_id=project_id,
+                name=parsed.name,
+                slug=parsed.slug,
+                spec=parsed.spec,
+                tags=dict(parsed.tags),
+                enabled=parsed.enabled,
+                created_at_ms=now,
+                updated_at_ms=now,
+            )
+            made = _made(idempotency, job.id)
+            await self._jobs.put(job, project_id, slug=job.slug, idempotency=made)
+            return job
+
+    async def update_job(self, job: Job, parsed: ParsedJob) -> Job:
+        async with self._changing(job.project_id):
+            if parsed.slug != job.slug:
+                await self._refuse_used(job, {job.slug})
+            new = msgspec.structs.replace(
+                job,
+                name=parsed.name,
+                slug=parsed.slug,
+                spec=parsed.spec,
+                tags=dict(parsed.tags),
+                enabled=parsed.enabled,
+                updated_at_ms=max(self._clock.now_ms(), job.updated_at_ms + 1),
+                revision=job.revision + 1,
+            )
+            await self._jobs.put(new, job.project_id, slug=new.slug, revision=new.revision)
+            return new
+
+    async def delete_job(self, job: Job) -> None:
+        """`ConflictError` while an enabled workflow uses it."""
+        async with self._changing(job.project_id):
+            await self._refuse_used(job, {job.id, job.slug})
+            if not await self._jobs.delete(job.id):
+                raise _unknown("job", job.id)
+
+    async def list_jobs(
+        self, project_id: str | None, limit: int, after: Position | None = None
+    ) -> tuple[list[Job], Position | None]:
+        return await self._jobs.page(project_id, limit, after)
+
+    # --- for definitions that are being checked ----------------------------------------------
+
+    async def known_jobs(self, project_id: str, refs: Iterable[str]) -> frozenset[str]:
+        """Those of `refs` that a step may name as its job."""
+        return frozenset(
+            [
+                ref
+                for ref in refs
+                if ref in self._python_jobs or await _find(self._jobs, project_id, ref) is not None
+            ]
+        )
+
+    async def known_workflows(self, project_id: str, refs: Iterable[str]) -> frozenset[str]:
+        """Those of `refs` that a step may name as its sub-workflow."""
+        return frozenset(
+            [ref for ref in refs if await _find(self._workflows, project_id, ref) is not None]
+        )
+
+    # --- inner parts ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _changing(self, project_id: str) -> AsyncIterator[None]:
+        async with self._locks[crc32(project_id.encode()) % _LOCKS]:
+            yield
+
+    async def _put_version(self, workflow: Workflow, by: str) -> None:
+        """Before the workflow that names it: no workflow ever names a version that is not there."""
+        await self._require_jobs(workflow)
+        version = WorkflowVersion(
+            id=workflow.version_id,
+            workflow_id=workflow.id,
+            project_id=workflow.project_id,
+            version=workflow.version,
+            spec=workflow.spec,
+            created_by=by,
+            created_at_ms=workflow.updated_at_ms,
+        )
+        await self._versions.put(version, workflow.id)
+
+    async def _put_workflow(
+        self,
+        workflow: Workflow,
+        *,
+        new_version: bool,
+        idempotency: IdempotencyRecord | None = None,
+    ) -> None:
+        try:
+            await self._workflows.put(
+                workflow,
+                workflow.project_id,
+                slug=workflow.slug,
+                revision=workflow.revision,
+                idempotency=idempotency,
+            )
+        except ConflictError:
+            if new_version:
+                await self._versions.delete(workflow.version_id)
+            raise
+
+    async def _require_jobs(self, workflow: Workflow) -> None:
+        """The references were checked before; a job may have been deleted meanwhile."""
+        refs = {s.job_id: i for i, s in enumerate(workflow.spec.steps) if s.job_id is not None}
+        known = await self.known_jobs(workflow.project_id, refs)
+        gone = [f'steps[{i}].job_id: unknown job "{r}"' for r, i in refs.items() if r not in known]
+        if gone:
+            raise InvalidError("the workflow is not valid", gone)
+
+    @staticmethod
+    async def _refuse_taken(shelf: Shelf[D], what: str, project_id: str, slug: str) -> None:
+        """Early, so that the common mistake writes nothing; the store has the last word."""
+        if await shelf.find(project_id, slug) is not None:
+            raise ConflictError(
+                f'there is a {what} with slug "{slug}" in this project already; '
+                "choose another slug or change that one"
+            )
+
+    async def _refuse_used(self, job: Job, refs: set[str]) -> None:
+        users = [
+            w.slug
+            async for w in _each(self._workflows, job.project_id)
+            if w.enabled and any(s.job_id in refs for s in w.spec.steps)
+        ]
+        if users:
+            shown = ", ".join(f'"{slug}"' for slug in users[:5])
+            more = f" and {len(users) - 5} more" if len(users) > 5 else ""
+            raise ConflictError(
+                f'job "{job.slug}" is used by the enabled workflows {shown}{more}; '
+                "change or disable them first"
+            )
+
+
+# --- lookups ---------------------------------------------------------------------------------
+
+
+async def _find(shelf: Shelf[D], project_id: str, id_or_slug: str) -> D | None:
+    if _looks_like_id(id_or_slug):
+        found = await shelf.get(id_or_slug)
+        if found is not None and found.project_id == project_id:
+            return found
+    return await shelf.find(project_id, id_or_slug)
+
+
+async def _lookup(shelf: Shelf[D], what: str, project_id: str | None, id_or_slug: str) -> D:
+    if project_id is not None:
+        found = await _find(shelf, project_id, id_or_slug)
+    elif _looks_like_id(id_or_slug):
+        found = await shelf.get(id_or_slug)
+    else:
+        raise InvalidError(
+            f'"{id_or_slug}" is a slug, and an admin key has no project of its own',
+            [f"project_id: name the project of the {what} with the header X-Project-Id"],
+        )
+    if found is None:
+        raise _unknown(what, id_or_slug)
+    return found
+
+
+async def _each(shelf: Shelf[D], partition: str | None) -> AsyncIterator[D]:
+    after: Position | None = None
+    while True:
+        page, after = await shelf.page(partition, _SCAN_PAGE, after)
+        for item in page:
+            yield item
+        if after is None:
+            return
+
+
+def _looks_like_id(text: str) -> bool:
+    if len(text) != 36:
+        return False
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _unknown(what: str, name: str) -> NotFoundError:
+    return NotFoundError(f'unknown {what} "{name}"')
+
+
+def _version_id(now_ms: int) -> str:
+    return "ver_" + new_id(now_ms).replace("-", "")
+
+
+def _made(idempotency: Idempotency | None, item_id: str) -> IdempotencyRecord | None:
+    return None if idempotency is None else idempotency.record(status=201, reference=item_id)

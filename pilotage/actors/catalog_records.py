@@ -1,0 +1,195 @@
+"""Typed access to one kind of stored definition, with a bounded cache.
+
+One process owns the store and writes pass through here, so what is cached holds; a read that
+overlaps a write never fills the cache. Store errors become the errors a caller may be told.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from pilotage.actors.errors import ConflictError, UnavailableError
+from pilotage.persistence.port import (
+    FencedError,
+    IdempotencyRecord,
+    Record,
+    RevisionError,
+    SlugTakenError,
+    Store,
+    StoreUnavailableError,
+)
+
+Position = tuple[int, str]
+"""(created_at_ms, id) of the last row of a page."""
+
+MAX_SLUGS = 20_000
+"""Slugs remembered, absent ones included, of one kind."""
+
+
+def new_id(now_ms: int) -> str:
+    """A UUIDv7 (RFC 9562) of the time and 74 random bits."""
+    value = (now_ms & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    text = f"{value | 0b10 << 62 | secrets.randbits(62):032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+@contextmanager
+def catalog_errors(what: str) -> Iterator[None]:
+    """Store errors as what a caller may be told."""
+    try:
+        yield
+    except SlugTakenError as exc:
+        raise ConflictError(
+            f'there is a {what} with slug "{exc.slug}" in this project already; '
+            "choose another slug or change that one"
+        ) from exc
+    except RevisionError as exc:
+        raise ConflictError(
+            f"the {what} was changed or deleted meanwhile; read it again and repeat"
+        ) from exc
+    except FencedError as exc:
+        raise UnavailableError("another server has taken over; ask that one", 5) from exc
+    except StoreUnavailableError as exc:
+        raise UnavailableError("the store is away; try again") from exc
+
+
+class Filed(Protocol):
+    """What a stored definition must say about itself."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def created_at_ms(self) -> int: ...
+
+
+T = TypeVar("T", bound=Filed)
+
+
+class Filing(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """How one kind is kept: its encoding, and how many bytes of it (encoded) are cached."""
+
+    kind: str
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes], T]
+    cache_bytes: int = 16 << 20
+
+
+class Shelf(Generic[T]):
+    """One kind of definition. Lookups by id and by slug are cached, absent slugs too.
+
+    `partition` is what lists and slugs are kept by: the project, or for versions the workflow.
+    """
+
+    def __init__(self, store: Store, filing: Filing[T], fence: Callable[[], int]) -> None:
+        self._store = store
+        self._filing = filing
+        self._fence = fence
+        self._items: OrderedDict[str, tuple[T, int]] = OrderedDict()
+        self._bytes = 0
+        self._slugs: OrderedDict[tuple[str, str], str | None] = OrderedDict()
+        self._writes = 0
+
+    async def get(self, item_id: str) -> T | None:
+        cached = self._items.get(item_id)
+        if cached is not None:
+            self._items.move_to_end(item_id)
+            return cached[0]
+        seen = self._writes
+        with catalog_errors(self._filing.kind):
+            record = await self._store.get_record(self._filing.kind, item_id)
+        if record is None:
+            return None
+        item = self._filing.decode(record.data)
+        if seen == self._writes:
+            self._cache(item, len(record.data))
+        return item
+
+    async def find(self, partition: str, slug: str) -> T | None:
+        """The definition with that slug."""
+        where = (partition, slug)
+        if where in self._slugs:
+            self._slugs.move_to_end(where)
+            known = self._slugs[where]
+            return None if known is None else await self.get(known)
+        seen = self._writes
+        with catalog_errors(self._filing.kind):
+            found = await self._store.find_slug(self._filing.kind, partition, slug)
+        if seen == self._writes:
+            self._slugs[where] = found
+            if len(self._slugs) > MAX_SLUGS:
+                self._slugs.popitem(last=False)
+        return None if found is None else await self.get(found)
+
+    async def put(
+        self,
+        item: T,
+        partition: str,
+        *,
+        slug: str | None = None,
+        revision: int = 1,
+        idempotency: IdempotencyRecord | None = None,
+    ) -> None:
+        """Create (revision 1) or replace. Raises `ConflictError`, `UnavailableError`."""
+        record = Record(
+            kind=self._filing.kind,
+            project_id=partition,
+            id=item.id,
+            data=self._filing.encode(item),
+            revision=revision,
+            slug=slug,
+            created_at_ms=item.created_at_ms,
+        )
+        self._forget(item.id)
+        try:
+            with catalog_errors(self._filing.kind):
+                await self._store.put_record(record, self._fence(), idempotency)
+        finally:
+            self._forget(item.id)
+        self._cache(item, len(record.data))
+
+    async def delete(self, item_id: str) -> bool:
+        self._forget(item_id)
+        try:
+            with catalog_errors(self._filing.kind):
+                return await self._store.delete_record(self._filing.kind, item_id, self._fence())
+        finally:
+            self._forget(item_id)
+
+    async def page(
+        self, partition: str | None, limit: int, after: Position | None
+    ) -> tuple[list[T], Position | None]:
+        """Newest first; `partition` None: of all."""
+        with catalog_errors(self._filing.kind):
+            page = await self._store.list_records(self._filing.kind, partition, limit, after)
+        return [self._filing.decode(row.data) for row in page.rows], page.next_after
+
+    def _cache(self, item: T, size: int) -> None:
+        self._drop(item.id)
+        if size > self._filing.cache_bytes:
+            return
+        self._items[item.id] = (item, size)
+        self._bytes += size
+        while self._bytes > self._filing.cache_bytes:
+            self._drop(next(iter(self._items)))
+
+    def _drop(self, item_id: str) -> None:
+        dropped = self._items.pop(item_id, None)
+        if dropped is not None:
+            self._bytes -= dropped[1]
+
+    def _forget(self, item_id: str) -> None:
+        """Before and after a write: reads under way must not fill the cache with the old state.
+
+        Slugs are few and change seldom: all known ones are looked up anew.
+        """
+        self._writes += 1
+        self._drop(item_id)
+        self._slugs.clear()

@@ -1,0 +1,61 @@
+"""Idempotency keys: what a request is remembered by, and what is remembered of its answer.
+
+The record is written in the same atomic step as the run, transition or definition it belongs to;
+"in progress" is known only in memory, so that a crash leaves nothing behind that refuses a repeat.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilotage.persistence.port import IdempotencyRecord
+
+KEPT_SECS = 86_400
+MAX_BODY = 4096
+"""Bytes of an answer kept as it was; a larger one is made again from its reference."""
+
+
+class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The first answer: its status, and its small body or the id of what it shows."""
+
+    request_hash: str
+    status: int
+    reference: str | None = None
+    body: bytes | None = None
+
+
+class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+    """`key` is method, path and the client's key; `request_hash` the SHA-256 of the request.
+
+    `project_id` is the project whose records this one is counted with.
+    """
+
+    key: str
+    request_hash: str
+    project_id: str = "*"
+
+    def record(
+        self, *, status: int, reference: str | None = None, body: bytes | None = None
+    ) -> IdempotencyRecord:
+        """What to store beside the change that the answer reports."""
+        remembered = Remembered(
+            request_hash=self.request_hash,
+            status=status,
+            reference=reference,
+            body=body if body is not None and len(body) <= MAX_BODY else None,
+        )
+        return IdempotencyRecord(
+            project_id=self.project_id,
+            key=self.key,
+            data=_ENCODER.encode(remembered),
+            ttl_secs=KEPT_SECS,
+        )
+
+
+def recall(data: bytes) -> Remembered:
+    """The first answer, from what the store kept of it."""
+    return _DECODER.decode(data)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Remembered)
