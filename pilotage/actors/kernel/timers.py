@@ -1,0 +1,182 @@
+"""`Timers`: everything that is due on one event loop, in one heap, one timer per key.
+
+Guarantees:
+
+- `set` replaces the timer of its key, `cancel` removes it: O(log n) amortised. What was replaced
+  or cancelled stays in the heap as a dead entry until more than half of it is dead, then it is
+  swept.
+- Timers fire in the order they are due, equal ones in the order they were set, never early.
+- A burst of due timers holds the loop for about `SLICE_SECS` or `BUDGET` timers at a time.
+- Due times are wall-clock milliseconds, because they survive restarts. While a timer is pending the
+  wall clock is looked at every `RECHECK_SECS` at least: after a jump forward what became due fires
+  then, after a jump back timers wait for their time; none is lost.
+- One call is pending at the loop, whatever the number of timers.
+
+For the loop's thread only. Without a loop (`loop=None`) nothing fires by itself: the owner of time,
+a test or a simulation, calls `fire_due`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from pilotage.actors.kernel.clock import Clock
+
+K = TypeVar("K", bound=Hashable)
+
+BUDGET: Final = 2_000
+"""Heap entries looked at before the loop gets its turn."""
+SLICE_SECS: Final = 0.02
+"""How long due timers fire before the loop gets its turn; looked at every `CHECK_EVERY` timers."""
+CHECK_EVERY: Final = 32
+RECHECK_SECS: Final = 2.0
+"""The longest sleep while a timer is pending: how late a jump of the wall clock is noticed."""
+SWEEP_MIN: Final = 64
+"""Below this many dead entries a sweep saves nothing."""
+
+_SEQ_BITS: Final = 48  # 2**48 timers set: 8,900 years at 1,000 a second
+
+# (due_ms << _SEQ_BITS | sequence number, key, callback): one int orders by due time and then age.
+# An entry is alive while `Timers._live` maps its key to it.
+_Entry: TypeAlias = tuple[int, K, Callable[[K], object]]
+
+logger = logging.getLogger("pilotage.actors")
+
+
+class Timers(Generic[K]):
+    """See the module. `K` is the type of the keys, such as `(run_id, step)` tuples."""
+
+    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._clock = clock
+        self._loop = loop
+        self._heap: list[_Entry[K]] = []
+        self._live: dict[K, _Entry[K]] = {}
+        self._seq = 0
+        self._handle: asyncio.Handle | None = None
+        self._wake_at_ms = 0
+        self._firing = False
+        self._closed = False
+        self.failed = 0
+        """Callbacks that raised; each is logged, and the others fire all the same."""
+
+    def __len__(self) -> int:
+        """How many timers are pending."""
+        return len(self._live)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a timer with this key is pending."""
+        return key in self._live
+
+    def due_ms(self, key: K) -> int | None:
+        """When the timer of `key` is due, None if there is none."""
+        entry = self._live.get(key)
+        return None if entry is None else entry[0] >> _SEQ_BITS
+
+    def next_due_ms(self) -> int | None:
+        """When the earliest timer is due, None if there is none."""
+        self._drop_dead_head()
+        return self._heap[0][0] >> _SEQ_BITS if self._heap else None
+
+    def set(self, key: K, due_ms: int, callback: Callable[[K], object]) -> None:
+        """Call `callback(key)` when the wall clock reaches `due_ms`, in place of what `key` had.
+
+        `due_ms` is milliseconds since the epoch, past times included: those fire in the next turn
+        of the loop, never inside this call. One bound method for all keys costs the least memory.
+        """
+        if self._closed:
+            raise RuntimeError("these timers are closed; nothing would ever fire")
+        self._seq += 1
+        entry = (max(0, due_ms) << _SEQ_BITS | self._seq, key, callback)
+        replaced = key in self._live
+        self._live[key] = entry
+        heapq.heappush(self._heap, entry)
+        if replaced:
+            self._sweep_if_due()
+        if self._handle is None or due_ms < self._wake_at_ms:
+            self._arm()
+
+    def cancel(self, key: K) -> bool:
+        """Forget the timer of `key`. False: there was none (it may have fired)."""
+        if self._live.pop(key, None) is None:
+            return False
+        self._sweep_if_due()
+        return True
+
+    def fire_due(self, limit: int = BUDGET) -> int:
+        """Fire what is due now, looking at up to `limit` entries; gives how many fired.
+
+        0 means that nothing was due, unless `limit` entries were dead.
+        """
+        now_ms = self._clock.now_ms()
+        monotonic = self._clock.monotonic
+        until = monotonic() + SLICE_SECS
+        beyond = (now_ms + 1) << _SEQ_BITS
+        fired = 0
+        self._firing = True
+        try:
+            for looked_at in range(1, limit + 1):
+                heap = self._heap  # a callback may have caused a sweep
+                if not heap or heap[0][0] >= beyond:
+                    break
+                entry = heapq.heappop(heap)
+                key = entry[1]
+                if self._live.get(key) is entry:
+                    del self._live[key]
+                    fired += 1
+                    self._fire(key, entry[2])
+                if looked_at % CHECK_EVERY == 0 and monotonic() > until:
+                    break
+        finally:  # also when a callback raises an exit to the loop: the rest must not be lost
+            self._firing = False
+            self._arm()
+        return fired
+
+    def close(self) -> None:
+        """Forget all timers and the pending call at the loop."""
+        self._closed = True
+        self._heap.clear()
+        self._live.clear()
+        self._arm()
+
+    def _fire(self, key: K, callback: Callable[[K], object]) -> None:
+        try:
+            callback(key)
+        except Exception:
+            self.failed += 1
+            logger.exception("The callback of timer %r failed", key)
+
+    def _on_wake(self) -> None:
+        self._handle = None
+        self.fire_due()
+
+    def _arm(self) -> None:
+        """Have one call pending at the loop: for the earliest timer, or to look at the clock."""
+        if self._loop is None or self._firing:
+            return
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        due_ms = self.next_due_ms()
+        if due_ms is None:
+            return
+        self._wake_at_ms = due_ms
+        delay_secs = (due_ms - self._clock.now_ms()) / 1000
+        if delay_secs <= 0:
+            self._handle = self._loop.call_soon(self._on_wake)
+        else:
+            self._handle = self._loop.call_later(min(delay_secs, RECHECK_SECS), self._on_wake)
+
+    def _drop_dead_head(self) -> None:
+        heap, live = self._heap, self._live
+        while heap and live.get(heap[0][1]) is not heap[0]:
+            heapq.heappop(heap)
+
+    def _sweep_if_due(self) -> None:
+        dead = len(self._heap) - len(self._live)
+        if dead > SWEEP_MIN and dead * 2 > len(self._heap):
+            self._heap = list(self._live.values())
+            heapq.heapify(self._heap)
