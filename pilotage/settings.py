@@ -30,7 +30,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 PREFIX = "PILOTAGE_"
 # Read by clients, not by the server; they share the prefix and may be set on the same machine.
-CLIENT_VARIABLES = frozenset({"PILOTAGE_URL", "PILOTAGE_API_KEY"})
+CLIENT_VARIABLES = frozenset({"PILOTAGE_URL", "PILOTAGE_API_KEY", "PILOTAGE_PROJECT"})
 MASK = "********"
 
 DAY_SECS = 86_400
