@@ -47,7 +47,10 @@ class LoopRef(pykka.ActorRef[A]):
     @overload
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any: ...
 
-    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
+    # pyright finds even a verbatim copy of the base's overloads incompatible, because of their Any.
+    def ask(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, message: Any, *, block: bool = True, timeout: float | None = None
+    ) -> Any:
         """Send and wait for the answer; with `block=False` give a future of it.
 
         Always answered: with the actor's result, what it raised, `pykka.ActorDeadError`, or
@@ -165,8 +168,8 @@ class LoopActor(AdaptedActor):
     """Messages that may wait; one more raises `MailboxFullError` at its sender."""
 
     ask_failures_are_crashes: ClassVar[bool] = True
-    """An exception under `ask`, other than a `RejectError`, ends the actor as it does under `tell`: its
-    state may be half changed. False: it goes to the caller only, as in Pykka."""
+    """An exception under `ask`, other than a `RejectError`, ends the actor as it does under
+    `tell`: its state may be half changed. False: it goes to the caller only, as in Pykka."""
 
     def __init__(self, dispatcher: LoopDispatcher, urn: str) -> None:
         """Make it; `launch` lets it run. Subclasses take these two first, then their own."""

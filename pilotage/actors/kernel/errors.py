@@ -26,6 +26,6 @@ class WouldBlockLoopError(PilotageError, RuntimeError):
 class RejectError(PilotageError):
     """Base of the refusals an actor raises on purpose.
 
-    A `RejectError` raised while a message is handled goes to the asker and is *not* a crash: the actor
-    lives on. Any other exception is taken for a bug and ends the actor.
+    A `RejectError` raised while a message is handled goes to the asker and is *not* a crash: the
+    actor lives on. Any other exception is taken for a bug and ends the actor.
     """
