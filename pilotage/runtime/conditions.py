@@ -44,8 +44,11 @@ from pilotage.runtime.templates import (
 )
 
 MAX_NESTING = 32
-MAX_CONDITIONS = 1_000
+MAX_CONDITIONS = 200
 """Conditions in one tree, the inner ones included."""
+
+MAX_PATTERNS = 20
+"""Patterns in one tree; each may take some tens of milliseconds at worst."""
 
 _STATUSES = frozenset(str(status) for status in StepStatus)
 
@@ -257,6 +260,7 @@ class _Compiler:
         self.problems: list[str] = []
         self.refs: set[str] = set()
         self.conditions = 0
+        self.patterns = 0
 
     def report(self, path: str, problem: str) -> None:
         self.problems.append(f"{path}: {problem}")
@@ -309,6 +313,10 @@ class _Compiler:
         left = self.operand(obj, "left", path)
         right = self.operand(obj, "right", path)
         compare = _COMPARISONS[kind]
+        if kind == "regex":
+            self.patterns += 1
+            if self.patterns == MAX_PATTERNS + 1:
+                self.report(path, f"more than {MAX_PATTERNS} patterns in one tree")
         if kind == "regex" and right.is_literal:
             compare = self.pattern(right.literal, right.path, compare)
         return _Comparison(path, compare, left, right)
