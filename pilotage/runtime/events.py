@@ -52,6 +52,12 @@ class RunReopened(Event, frozen=True, kw_only=True, tag=True):
     parent_attempt: int = 0
 
 
+class ParentAttemptChanged(Event, frozen=True, kw_only=True, tag=True):
+    """The parent's step was retried while this child was not ended badly: it answers that now."""
+
+    parent_attempt: int
+
+
 class RunPinned(Event, frozen=True, kw_only=True, tag=True):
     pinned: bool
 

@@ -60,15 +60,13 @@ class StepGraph:
             if s.job_id:
                 self.job_mask[s.job_id] = self.job_mask.get(s.job_id, 0) | 1 << i
         self.conditions: tuple[Condition | None, ...] = tuple(
-            compile_condition(s.condition) if s.condition is not None else None
-            for s in spec.steps
+            compile_condition(s.condition) if s.condition is not None else None for s in spec.steps
         )
         self.payloads: tuple[Template | None, ...] = tuple(
             compile_template(s.payload) if s.payload is not None else None for s in spec.steps
         )
         self.event_keys: tuple[Template | None, ...] = tuple(
-            compile_template(s.event_key) if s.event_key is not None else None
-            for s in spec.steps
+            compile_template(s.event_key) if s.event_key is not None else None for s in spec.steps
         )
         self.emit_keys: tuple[Template | None, ...] = tuple(
             compile_template(s.event_emit_key) if s.event_emit_key is not None else None

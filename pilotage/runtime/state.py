@@ -179,10 +179,7 @@ def satisfies(graph: StepGraph, i: int, step: StepState) -> bool:
         return True
     if step.status is StepStatus.SKIPPED:
         return step.skipped_by is not SkippedBy.DEPENDENCY
-    return (
-        step.status is StepStatus.FAILED
-        and graph.steps[i].on_failure is OnFailure.CONTINUE
-    )
+    return step.status is StepStatus.FAILED and graph.steps[i].on_failure is OnFailure.CONTINUE
 
 
 def rebuild(

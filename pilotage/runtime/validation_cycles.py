@@ -1,0 +1,116 @@
+"""Cycles in a graph of dependencies, without recursion, in time linear in its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+MAX_CYCLES: Final = 20
+"""Cycles worth listing; who has mended these tries again."""
+
+_SHOWN_STEPS = 20
+
+
+def find_cycles(dependencies: Sequence[Sequence[int]]) -> list[list[int]]:
+    """One cycle of each knot, in the order of execution: each node runs before the next.
+
+    `dependencies[i]` are the nodes that `i` waits for. A knot (strongly connected component) may
+    hold more cycles; the one answered is a shortest through its first node and starts there.
+    """
+    dependents: list[list[int]] = [[] for _ in dependencies]
+    for i, waits_for in enumerate(dependencies):
+        for j in waits_for:
+            dependents[j].append(i)
+    tangled = _not_orderable(dependencies, dependents)
+    cycles: list[list[int]] = []
+    for knot in _knots(dependents, tangled):
+        cycles.append(_shortest_cycle(min(knot), knot, dependents))
+        if len(cycles) == MAX_CYCLES:
+            break
+    return sorted(cycles)
+
+
+def show_cycle(names: Sequence[str]) -> str:
+    """`a → b → c → a`; the middle of a long one is left out."""
+    if len(names) > _SHOWN_STEPS:
+        left_out = len(names) - _SHOWN_STEPS
+        half = _SHOWN_STEPS // 2
+        names = [*names[:half], f"… ({left_out} more)", *names[-half:]]
+    return " → ".join([*names, names[0]])
+
+
+def _not_orderable(
+    dependencies: Sequence[Sequence[int]], dependents: Sequence[Sequence[int]]
+) -> list[int]:
+    """What is left when everything that can run has run: empty for a graph without cycles."""
+    missing = [len(waits_for) for waits_for in dependencies]
+    ready = [i for i, count in enumerate(missing) if not count]
+    for i in ready:  # grows while it is read
+        for j in dependents[i]:
+            missing[j] -= 1
+            if not missing[j]:
+                ready.append(j)
+    return [i for i, count in enumerate(missing) if count]
+
+
+def _knots(edges: Sequence[Sequence[int]], nodes: Sequence[int]) -> list[set[int]]:
+    """Strongly connected components of more than one node (Tarjan 1972, with a stack)."""
+    order: dict[int, int] = {}
+    low: dict[int, int] = {}
+    open_nodes: list[int] = []
+    is_open: set[int] = set()
+    knots: list[set[int]] = []
+    for root in nodes:
+        if root in order:
+            continue
+        work = [(root, iter(edges[root]))]
+        order[root] = low[root] = len(order)
+        open_nodes.append(root)
+        is_open.add(root)
+        while work:
+            node, successors = work[-1]
+            for successor in successors:
+                if successor not in order:
+                    order[successor] = low[successor] = len(order)
+                    open_nodes.append(successor)
+                    is_open.add(successor)
+                    work.append((successor, iter(edges[successor])))
+                    break
+                if successor in is_open:
+                    low[node] = min(low[node], order[successor])
+            else:
+                work.pop()
+                if work:
+                    parent = work[-1][0]
+                    low[parent] = min(low[parent], low[node])
+                if low[node] == order[node]:
+                    knot = _close(node, open_nodes, is_open)
+                    if len(knot) > 1:
+                        knots.append(knot)
+    return knots
+
+
+def _close(root: int, open_nodes: list[int], is_open: set[int]) -> set[int]:
+    knot: set[int] = set()
+    while root not in knot:
+        node = open_nodes.pop()
+        is_open.discard(node)
+        knot.add(node)
+    return knot
+
+
+def _shortest_cycle(start: int, knot: set[int], edges: Sequence[Sequence[int]]) -> list[int]:
+    """Breadth first from `start` back to it, within the knot."""
+    came_from: dict[int, int] = {}
+    queue = [start]
+    for node in queue:  # grows while it is read
+        for successor in edges[node]:
+            if successor in knot and successor not in came_from:
+                came_from[successor] = node
+                queue.append(successor)
+        if start in came_from:
+            break
+    path = [came_from[start]]
+    while path[-1] != start:
+        path.append(came_from[path[-1]])
+    return path[::-1]
