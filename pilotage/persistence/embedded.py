@@ -42,6 +42,8 @@ __all__ = ["DataDirInUseError", "EmbeddedServer", "EmbeddedServerError", "Server
 
 # A server whose parent was killed ends within 100 ms (measured); this is for a busy machine.
 ORPHAN_SECS = 2.0
+# What it then gets after each of SIGTERM and SIGKILL.
+ORPHAN_END_SECS = 30.0
 # A clean end flushes the append-only file, which a slow disk may take its time for.
 END_SECS = 30.0
 # Until the socket answers at all. Loading data is not counted: a server that loads does answer.
@@ -215,8 +217,8 @@ class EmbeddedServer:
         try:
             steps: tuple[tuple[float, signal.Signals | None], ...] = (
                 (ORPHAN_SECS, signal.SIGTERM),
-                (END_SECS, signal.SIGKILL),
-                (END_SECS, None),
+                (ORPHAN_END_SECS, signal.SIGKILL),
+                (ORPHAN_END_SECS, None),
             )
             words: list[str] = []
             for patience_secs, then in steps:

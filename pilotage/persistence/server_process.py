@@ -16,6 +16,7 @@ All methods run on the event loop that started the process; none of them blocks 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import platform
@@ -23,7 +24,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import IO, cast
 
@@ -204,8 +204,9 @@ class ServerProcess:
     def kill(self) -> None:
         """End server and watcher at once. What was answered is in the file nevertheless."""
         self._ending = True
-        if not self.exited.done():
-            kill_group(self.group, signal.SIGKILL)
+        # Not yet collected, so the group's number cannot have been given to others.
+        assert self._popen.returncode is None
+        kill_group(self.group, signal.SIGKILL)
 
     def _on_report(self) -> None:
         chunk = os.read(self._report.fileno(), 256)
@@ -222,17 +223,11 @@ class ServerProcess:
         self._leash.close()
         self._popen.wait()  # it has closed its last pipe: this only collects the status
         status = int(words[2]) if len(words) == 3 else None
-        if not self.exited.done():
-            self.exited.set_result(ServerExit(status=status, expected=self._ending))
+        self.exited.set_result(ServerExit(status=status, expected=self._ending))
 
 
 def kill_group(group: int, number: signal.Signals) -> None:
     """Send a signal to a process group; nothing happens when it is gone."""
-    try:
+    # PermissionError is what macOS says of a group of which only zombies are left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        # macOS answers so for a group of which only zombies are left.
-        if sys.platform != "darwin":
-            raise
