@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 MAX_CYCLES: Final = 20
@@ -54,49 +54,57 @@ def _not_orderable(
 
 
 def _knots(edges: Sequence[Sequence[int]], nodes: Sequence[int]) -> list[set[int]]:
-    """Strongly connected components of more than one node (Tarjan 1972, with a stack)."""
-    order: dict[int, int] = {}
-    low: dict[int, int] = {}
-    open_nodes: list[int] = []
-    is_open: set[int] = set()
-    knots: list[set[int]] = []
-    for root in nodes:
-        if root in order:
-            continue
-        work = [(root, iter(edges[root]))]
-        order[root] = low[root] = len(order)
-        open_nodes.append(root)
-        is_open.add(root)
-        while work:
-            node, successors = work[-1]
+    """Strongly connected components of more than one node."""
+    search = _KnotSearch(edges)
+    for node in nodes:
+        if node not in search.order:
+            search.explore(node)
+    return search.knots
+
+
+class _KnotSearch:
+    """Tarjan's algorithm (1972) with a stack of its own instead of recursion."""
+
+    def __init__(self, edges: Sequence[Sequence[int]]) -> None:
+        self.order: dict[int, int] = {}
+        self.knots: list[set[int]] = []
+        self._edges = edges
+        self._low: dict[int, int] = {}
+        self._open: list[int] = []
+        self._is_open: set[int] = set()
+        self._work: list[tuple[int, Iterator[int]]] = []
+
+    def explore(self, root: int) -> None:
+        self._enter(root)
+        while self._work:
+            node, successors = self._work[-1]
             for successor in successors:
-                if successor not in order:
-                    order[successor] = low[successor] = len(order)
-                    open_nodes.append(successor)
-                    is_open.add(successor)
-                    work.append((successor, iter(edges[successor])))
+                if successor not in self.order:
+                    self._enter(successor)
                     break
-                if successor in is_open:
-                    low[node] = min(low[node], order[successor])
+                if successor in self._is_open:
+                    self._low[node] = min(self._low[node], self.order[successor])
             else:
-                work.pop()
-                if work:
-                    parent = work[-1][0]
-                    low[parent] = min(low[parent], low[node])
-                if low[node] == order[node]:
-                    knot = _close(node, open_nodes, is_open)
-                    if len(knot) > 1:
-                        knots.append(knot)
-    return knots
+                self._leave(node)
 
+    def _enter(self, node: int) -> None:
+        self.order[node] = self._low[node] = len(self.order)
+        self._open.append(node)
+        self._is_open.add(node)
+        self._work.append((node, iter(self._edges[node])))
 
-def _close(root: int, open_nodes: list[int], is_open: set[int]) -> set[int]:
-    knot: set[int] = set()
-    while root not in knot:
-        node = open_nodes.pop()
-        is_open.discard(node)
-        knot.add(node)
-    return knot
+    def _leave(self, node: int) -> None:
+        self._work.pop()
+        if self._work:
+            parent = self._work[-1][0]
+            self._low[parent] = min(self._low[parent], self._low[node])
+        if self._low[node] == self.order[node]:
+            knot: set[int] = set()
+            while node not in knot:
+                knot.add(self._open.pop())
+            self._is_open -= knot
+            if len(knot) > 1:
+                self.knots.append(knot)
 
 
 def _shortest_cycle(start: int, knot: set[int], edges: Sequence[Sequence[int]]) -> list[int]:

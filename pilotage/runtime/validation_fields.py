@@ -129,7 +129,7 @@ def _report_unknown(key: object, path: str, table: FieldTable, problems: Problem
             problems.add(here, why)
             return
     near = get_close_matches(key[:64], [*table.readers, *table.aliases], n=1)
-    problems.add(here, f'unknown field{f" (did you mean {show(near[0])}?)" if near else ""}')
+    problems.add(here, f"unknown field{f' (did you mean {show(near[0])}?)' if near else ''}")
 
 
 # --- readers --------------------------------------------------------------------------------------

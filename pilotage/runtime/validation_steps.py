@@ -11,7 +11,7 @@ and `sleep_duration_secs` 1 ms–30 d · `max_nesting_depth` 1–10 · steps 1�
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -30,6 +30,7 @@ from pilotage.runtime.validation_fields import (
     Reader,
     choice,
     integer,
+    is_given,
     items_of,
     read_fields,
     seconds,
@@ -179,6 +180,10 @@ _TEMPLATE_FIELDS = ("payload", "event_key", "event_emit_key")
 # --- all steps ------------------------------------------------------------------------------------
 
 
+_Found = tuple[str, dict[str, Any], Mapping[Any, Any]]
+"""A step's path, its fields as far as they are well formed, and what was given."""
+
+
 class StepReader:
     """Reads the steps of one definition. References are looked up once each."""
 
@@ -207,12 +212,12 @@ class StepReader:
             self._check_type(here, fields, given)
             self._check_references(here, fields)
             self._check_data(here, fields, refs)
-        self._check_dependencies([(here, fields) for here, fields, _ in found], refs)
+        self._check_dependencies(found, refs)
         if len(problems) > before:
             return BAD
         return tuple(StepSpec(**fields) for _, fields, _ in found)
 
-    def _refs(self, found: Sequence[tuple[str, dict[str, Any], Any]]) -> dict[str, str]:
+    def _refs(self, found: Sequence[_Found]) -> dict[str, str]:
         """step_ref -> path of the step that has it; reports missing and repeated ones."""
         refs: dict[str, str] = {}
         for here, fields, given in found:
@@ -227,7 +232,7 @@ class StepReader:
         return refs
 
     def _check_type(self, here: str, fields: dict[str, Any], given: Any) -> None:
-        if "step_type" not in fields and (given.get("step_type") or given.get("type")):
+        if "step_type" not in fields and is_given(given, "step_type", STEP_FIELDS):
             return  # reported; which fields belong to it cannot be told
         step_type: StepType = fields.get("step_type", StepType.JOB)
         for key, value in given.items():
@@ -282,9 +287,7 @@ class StepReader:
             self._problems.extend(found)
             self._check_refs_known(compiled.refs, f"{here}.condition", refs)
 
-    def _check_refs_known(
-        self, used: frozenset[str], path: str, refs: Collection[str]
-    ) -> None:
+    def _check_refs_known(self, used: frozenset[str], path: str, refs: Collection[str]) -> None:
         for ref in sorted(used):
             if ref not in refs:
                 self._problems.add(path, f"unknown step {show(ref)}")
@@ -296,32 +299,36 @@ class StepReader:
                 path, f"must be at most {MAX_PAYLOAD_BYTES} bytes of JSON, not {size}"
             )
 
-    def _check_dependencies(
-        self, found: Sequence[tuple[str, dict[str, Any]]], refs: dict[str, str]
-    ) -> None:
+    def _check_dependencies(self, found: Sequence[_Found], refs: dict[str, str]) -> None:
         index = {
             fields["step_ref"]: i
-            for i, (here, fields) in enumerate(found)
+            for i, (here, fields, _) in enumerate(found)
             if refs.get(fields.get("step_ref", "")) == here
         }
-        total = 0
         edges: list[list[int]] = []
-        for here, fields in found:
+        for here, fields, given in found:
             own = fields.get("step_ref")
             known: list[int] = []
-            for k, ref in enumerate(fields.get("depends_on", ())):
+            for k, ref in _with_positions(fields.get("depends_on", ()), given.get("depends_on")):
                 if ref == own:
                     self._problems.add(f"{here}.depends_on[{k}]", "a step cannot depend on itself")
                 elif ref in index:
                     known.append(index[ref])
                 else:
                     self._problems.add(f"{here}.depends_on[{k}]", f"unknown step {show(ref)}")
-            total += len(known)
             edges.append(known)
-        if total > MAX_DEPENDENCIES:
+        if sum(map(len, edges)) > MAX_DEPENDENCIES:
             self._problems.add("steps", f"have more than {MAX_DEPENDENCIES} dependencies in all")
             return
-        names = [fields.get("step_ref", "?") for _, fields in found]
+        names = [fields.get("step_ref", "?") for _, fields, _ in found]
         for cycle in find_cycles(edges):
             path = f"{found[cycle[0]][0]}.depends_on"
             self._problems.add(path, f"cycle: {show_cycle([names[i] for i in cycle])}")
+
+
+def _with_positions(checked: Sequence[str], given: Any) -> Iterable[tuple[int, str]]:
+    """The checked refs with their positions in the array that was given, which may hold others."""
+    if not checked or len(checked) == len(given):
+        return enumerate(checked)
+    positions = {ref: k for k, ref in reversed(list(enumerate(given))) if isinstance(ref, str)}
+    return [(positions[ref], ref) for ref in checked]
