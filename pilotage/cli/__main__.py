@@ -1,0 +1,7 @@
+"""`python -m pilotage.cli` is the `pilotage` command."""
+
+from __future__ import annotations
+
+from pilotage.cli import main
+
+main()
