@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 from zlib import crc32
 
@@ -44,14 +43,32 @@ from pilotage.actors.kernel.clock import Clock
 from pilotage.persistence.port import IdempotencyRecord, Store
 from pilotage.runtime.definition import JobPolicy, JobSpec, WorkflowSpec
 from pilotage.runtime.graph import StepGraph
+from pilotage.runtime.jsonvalues import is_array, is_object
 from pilotage.runtime.status import ExecutionMode
-
-if TYPE_CHECKING:
-    from pilotage.runtime.validation import ParsedJob, ParsedWorkflow
+from pilotage.runtime.validation import (
+    ParsedJob,
+    ParsedWorkflow,
+    parse_workflow,
+    parse_workflow_patch,
+)
+from pilotage.runtime.validation_steps import MAX_STEPS
 
 _LOCKS = 64
 _SCAN_PAGE = 100
 D = TypeVar("D", bound=Filed)
+
+
+class RegisteredJob(Protocol):
+    """A Python function that is registered as a job."""
+
+    @property
+    def spec(self) -> JobSpec: ...
+
+
+class PythonJobs(Protocol):
+    """The registered Python functions; asked anew each time, so it may grow."""
+
+    def get(self, name: str, /) -> RegisteredJob | None: ...
 
 
 def _filing(kind: str, type_: type[D]) -> Filing[D]:
@@ -60,10 +77,9 @@ def _filing(kind: str, type_: type[D]) -> Filing[D]:
 
 
 class Catalog:
-    """`python_jobs` are the registered Python functions: name to what the run machine needs.
+    """`fence` gives the fencing token of this process.
 
-    `fence` gives the fencing token of this process. All methods run on the actors' loop and may
-    raise `UnavailableError` when the store is away.
+    All methods run on the actors' loop and may raise `UnavailableError` when the store is away.
     """
 
     def __init__(
@@ -72,7 +88,7 @@ class Catalog:
         *,
         clock: Clock,
         fence: Callable[[], int],
-        python_jobs: Mapping[str, JobSpec],
+        python_jobs: PythonJobs,
         admin_key: str | None = None,
     ) -> None:
         self._store = store
@@ -212,9 +228,10 @@ class Catalog:
         stored = await _find(self._jobs, project_id, ref)
         if stored is not None:
             return stored
-        spec = self._python_jobs.get(ref)
-        if spec is None:
+        registered = self._python_jobs.get(ref)
+        if registered is None:
             raise NotFoundError(f'unknown job "{ref}"')
+        spec = registered.spec
         if spec.execution_mode is not ExecutionMode.PYTHON:
             spec = msgspec.structs.replace(spec, execution_mode=ExecutionMode.PYTHON)
         return Job(
@@ -261,8 +278,6 @@ class Catalog:
 
     async def update_job(self, job: Job, parsed: ParsedJob) -> Job:
         async with self._changing(job.project_id):
-            if parsed.slug != job.slug:
-                await self._refuse_used(job, {job.slug})
             new = msgspec.structs.replace(
                 job,
                 name=parsed.name,
@@ -279,7 +294,7 @@ class Catalog:
     async def delete_job(self, job: Job) -> None:
         """`ConflictError` while an enabled workflow uses it."""
         async with self._changing(job.project_id):
-            await self._refuse_used(job, {job.id, job.slug})
+            await self._refuse_used(job)
             if not await self._jobs.delete(job.id):
                 raise _unknown("job", job.id)
 
@@ -290,28 +305,41 @@ class Catalog:
 
     # --- for definitions that are being checked ----------------------------------------------
 
-    async def known_jobs(self, project_id: str, refs: Iterable[str]) -> frozenset[str]:
-        """Those of `refs` that a step may name as its job."""
-        return frozenset(
-            [
-                ref
-                for ref in refs
-                if ref in self._python_jobs or await _find(self._jobs, project_id, ref) is not None
-            ]
+    async def parse_workflow(self, project_id: str, raw: Any) -> ParsedWorkflow:
+        """The checked workflow; `DefinitionError` has every problem, unknown jobs included."""
+        return parse_workflow(raw, resolve=await self._resolver(project_id, raw))
+
+    async def parse_patch(self, workflow: Workflow, raw: Any) -> ParsedWorkflow:
+        """The workflow with the fields of `raw` replaced, checked."""
+        resolver = await self._resolver(workflow.project_id, raw)
+        return parse_workflow_patch(raw, workflow, resolve=resolver)
+
+    async def _resolver(self, project_id: str, raw: Any) -> _Known:
+        """Everything that the steps of `raw` may refer to, looked up beforehand."""
+        return _Known(
+            jobs=await self._known_jobs(project_id, _references(raw, "job_id")),
+            workflows={
+                ref: found.id
+                for ref in _references(raw, "sub_workflow_id")
+                if (found := await _find(self._workflows, project_id, ref)) is not None
+            },
         )
 
-    async def known_workflows(self, project_id: str, refs: Iterable[str]) -> frozenset[str]:
-        """Those of `refs` that a step may name as its sub-workflow."""
-        return frozenset(
-            [ref for ref in refs if await _find(self._workflows, project_id, ref) is not None]
-        )
+    async def _known_jobs(self, project_id: str, refs: Iterable[str]) -> dict[str, str]:
+        """What to store for each of `refs` that is a job: its id, or a function's name."""
+        known: dict[str, str] = {}
+        for ref in refs:
+            found = await _find(self._jobs, project_id, ref)
+            if found is not None:
+                known[ref] = found.id
+            elif self._python_jobs.get(ref) is not None:
+                known[ref] = ref
+        return known
 
     # --- inner parts ---------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _changing(self, project_id: str) -> AsyncIterator[None]:
-        async with self._locks[crc32(project_id.encode()) % _LOCKS]:
-            yield
+    def _changing(self, project_id: str) -> asyncio.Lock:
+        return self._locks[crc32(project_id.encode()) % _LOCKS]
 
     async def _put_version(self, workflow: Workflow, by: str) -> None:
         """Before the workflow that names it: no workflow ever names a version that is not there."""
@@ -350,7 +378,7 @@ class Catalog:
     async def _require_jobs(self, workflow: Workflow) -> None:
         """The references were checked before; a job may have been deleted meanwhile."""
         refs = {s.job_id: i for i, s in enumerate(workflow.spec.steps) if s.job_id is not None}
-        known = await self.known_jobs(workflow.project_id, refs)
+        known = await self._known_jobs(workflow.project_id, refs)
         gone = [f'steps[{i}].job_id: unknown job "{r}"' for r, i in refs.items() if r not in known]
         if gone:
             raise InvalidError("the workflow is not valid", gone)
@@ -364,7 +392,8 @@ class Catalog:
                 "choose another slug or change that one"
             )
 
-    async def _refuse_used(self, job: Job, refs: set[str]) -> None:
+    async def _refuse_used(self, job: Job) -> None:
+        refs = {job.id, job.slug}
         users = [
             w.slug
             async for w in _each(self._workflows, job.project_id)
@@ -380,6 +409,28 @@ class Catalog:
 
 
 # --- lookups ---------------------------------------------------------------------------------
+
+
+class _Known(msgspec.Struct, frozen=True, kw_only=True):
+    """A `Resolver` of what was looked up."""
+
+    jobs: Mapping[str, str]
+    workflows: Mapping[str, str]
+
+    def job(self, id_or_slug: str) -> str | None:
+        return self.jobs.get(id_or_slug)
+
+    def workflow(self, id_or_slug: str) -> str | None:
+        return self.workflows.get(id_or_slug)
+
+
+def _references(raw: Any, field: str) -> list[str]:
+    """The texts in `field` of the steps of an unchecked workflow, each once."""
+    steps = raw.get("steps") if is_object(raw) else None
+    if not is_array(steps):
+        return []
+    refs = (step.get(field) for step in steps[:MAX_STEPS] if is_object(step))
+    return list(dict.fromkeys(ref for ref in refs if isinstance(ref, str) and len(ref) <= 255))
 
 
 async def _find(shelf: Shelf[D], project_id: str, id_or_slug: str) -> D | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ import msgspec
 
 from pilotage.actors.errors import ConflictError, UnavailableError
 from pilotage.persistence.port import (
+    BoundReachedError,
     FencedError,
     IdempotencyRecord,
     Record,
@@ -40,7 +41,7 @@ def new_id(now_ms: int) -> str:
 
 
 @contextmanager
-def catalog_errors(what: str) -> Iterator[None]:
+def catalog_errors(what: str) -> Generator[None, None, None]:
     """Store errors as what a caller may be told."""
     try:
         yield
@@ -55,6 +56,8 @@ def catalog_errors(what: str) -> Iterator[None]:
         ) from exc
     except FencedError as exc:
         raise UnavailableError("another server has taken over; ask that one", 5) from exc
+    except BoundReachedError as exc:
+        raise UnavailableError(str(exc), 60) from exc
     except StoreUnavailableError as exc:
         raise UnavailableError("the store is away; try again") from exc
 
