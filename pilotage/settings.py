@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -114,7 +114,7 @@ def read_duration(value: object) -> int:
     text = "" if isinstance(value, bool) else str(value).strip().lower()
     if re.fullmatch(r"[0-9]{1,12}", text):
         return int(text)
-    if not re.fullmatch(r"([0-9]{1,9}[smhdw])+", text):
+    if not re.fullmatch(r"([0-9]{1,12}[smhdw])+", text):
         raise ValueError("must be a duration such as 30s, 15m, 12h or 7d")
     return sum(int(n) * UNIT_SECS[unit] for n, unit in re.findall(r"([0-9]+)([smhdw])", text))
 
@@ -161,7 +161,10 @@ def _pattern(pattern: str, what: str) -> Reader:
 def _path(value: object) -> Path:
     if not isinstance(value, str | Path) or "\0" in str(value):
         raise ValueError("must be a path")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("must be a path; the home directory in it is not known") from None
 
 
 def _redis_url(value: object) -> str:
@@ -292,7 +295,7 @@ def load_settings(
         try:
             values[row.field] = row.read(raw)
         except ValueError as error:
-            shown = MASK if row.secret else repr(raw)
+            shown = MASK if row.secret else repr(_masked(row, raw))
             problems.append(f"{origin}: {row.key} {error}, not {shown}")
         origins[row.field] = origin
     if problems:
@@ -328,7 +331,7 @@ def _from_environment(
         if not name.startswith(PREFIX) or name in CLIENT_VARIABLES:
             continue
         if name not in known:
-            hint = _suggestion(name, [*known, *CLIENT_VARIABLES])
+            hint = _suggestion(name.removeprefix(PREFIX).lower(), variables=True)
             problems.append(f"environment: {name} is not a setting{hint}")
         elif environ[name]:
             found[known[name]] = (f"environment {name}", environ[name])
@@ -352,15 +355,20 @@ def _from_file(path: Path | None, problems: list[str]) -> dict[str, tuple[str, o
             found[key] = (f"file {path.name}", value)
         else:
             plain = key.lower().replace("-", "_").removeprefix(PREFIX.lower())
-            problems.append(f"file {path}: {key} is not a setting{_suggestion(plain, BY_KEY)}")
+            problems.append(
+                f"file {path}: {key} is not a setting{_suggestion(plain, variables=False)}"
+            )
     return found
 
 
-def _suggestion(name: str, known: Mapping[str, Row] | list[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return "; `pilotage serve --print-config` lists what can be set"
+def _suggestion(key: str, *, variables: bool) -> str:
+    known = list(BY_KEY)
+    if variables:
+        known += [name.removeprefix(PREFIX).lower() for name in CLIENT_VARIABLES]
+    close = difflib.get_close_matches(key, known, n=1)
+    if not close:
+        return "; `pilotage serve --print-config` lists what can be set"
+    return f"; did you mean {PREFIX + close[0].upper() if variables else close[0]}?"
 
 
 def _as_is(_wanted: type, value: object) -> object:
@@ -391,17 +399,17 @@ def _shown(row: Row, settings: Settings) -> str:
         return duration_text(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return mask_url(str(value)) if row.key == "redis_url" else str(value)
+    return str(_masked(row, value))
+
+
+def _masked(row: Row, value: object) -> object:
+    return mask_url(str(value)) if row.key == "redis_url" else value
 
 
 def mask_url(url: str) -> str:
     """`url` without its password, also where it is in the query, for logs and messages."""
-    parts = urlsplit(url)
-    netloc = parts.netloc
-    if parts.password is not None:
-        netloc = f"{parts.username or ''}:{MASK}@{netloc.rpartition('@')[2]}"
-    query = re.sub(r"(^|&)(password=)[^&]*", rf"\1\2{MASK}", parts.query)
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+    masked = re.sub(r"(://[^:/?#@]*):.*@", rf"\1:{MASK}@", url)
+    return re.sub(r"([?&]password=)[^&]*", rf"\1{MASK}", masked)
 
 
 def duration_text(secs: int) -> str:
