@@ -23,7 +23,7 @@ Public names (all of it for the loop's thread, except where "any thread" stands)
 - `LoopRef[A]` (any thread): `.tell(message) -> None`,
   `.ask(message, block=False) -> AwaitableFuture[Any]`, `.stop(block=False)`,
   `.kill(reason: BaseException)`, `.is_alive()`, `.actor_urn`.
-- `DeferredReply`: `.answer(value) -> bool`, `.fail(exc) -> bool`, `.awaited`.
+- `DeferredReply`: `.answer(value) -> bool`, `.fail(exc) -> bool`, `.pending`.
 - `AwaitableFuture[T]` (any thread): `await`, `.get(timeout=...)`, `.set`, `.fail(exc)`, `.done()`,
   `.add_done_callback(callback)`, `.map`, `.join`, ...
 - `watch(ref, watcher)`, `unwatch(ref, watcher)` (any thread): `Terminated(urn, reason, ref)`.

@@ -129,7 +129,7 @@ class DeferredReply:
         envelope.reply_to = None
 
     @property
-    def awaited(self) -> bool:
+    def pending(self) -> bool:
         """Whether somebody asked, and has no answer yet."""
         return self._future is not None
 
@@ -222,7 +222,7 @@ class LoopActor(AdaptedActor):
         if envelope is None:
             raise RuntimeError(f"{self} defers a reply while no message is being handled")
         reply = DeferredReply(cell, envelope)
-        if reply.awaited:
+        if reply.pending:
             cell.owe(reply)
         return reply
 

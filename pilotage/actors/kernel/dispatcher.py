@@ -244,7 +244,12 @@ class LoopDispatcher:
         with self._lock:
             self.refused += 1
 
-    def bury(self, envelope: Envelope[Any], ref: LoopRef[Any] | None = None) -> None:
+    def bury(
+        self,
+        envelope: Envelope[Any],
+        ref: LoopRef[Any] | None = None,
+        reason: BaseException | None = None,
+    ) -> None:
         """Answer mail that will not be handled, and count it. From any thread."""
         reply = envelope.reply_to
         if is_stop(envelope.message):
@@ -259,7 +264,7 @@ class LoopDispatcher:
                 "an actor" if ref is None else ref,
             )
         if reply is not None:
-            error = dead_error(ref, None)
+            error = dead_error(ref, reason)
             reply.set_exception((pykka.ActorDeadError, error, None))
 
     async def close(self) -> None:

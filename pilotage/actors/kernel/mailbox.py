@@ -433,7 +433,7 @@ class Cell:
         for held in deferred or ():
             held.fail(dead_error(ref, reason))
         for envelope in waiting or ():
-            self.dispatcher.bury(envelope, ref)
+            self.dispatcher.bury(envelope, ref, reason)
         if watchers:
             last_word = Terminated(urn=ref.actor_urn, reason=reason, ref=ref)
             for watcher in watchers:

@@ -1,0 +1,1 @@
+"""The actor kernel: mailboxes, futures, dispatcher, failures, death watch, timers."""
