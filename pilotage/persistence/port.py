@@ -31,7 +31,8 @@ class StoreError(PilotageError):
 
 class StoreUnavailableError(StoreError):
     """The store is away, loading or refuses writes for now; whether a write was applied may be
-    unknown. Try again: writes are absolute and repeating them is harmless."""
+    unknown. Try again: writes are absolute and repeating them is harmless.
+    """
 
 
 class FencedError(StoreError):
@@ -50,6 +51,10 @@ class UnsuitableStoreError(StoreError):
     """Not a server this can be kept in (wrong kind, version, eviction policy, read-only)."""
 
 
+class BoundReachedError(StoreError):
+    """A project has as many of something as it may have; nothing was written. Try later."""
+
+
 class Verdict(StrEnum):
     """What became of one write of a batch."""
 
@@ -58,6 +63,8 @@ class Verdict(StrEnum):
     FENCED = "fenced"
     EXISTS = "exists"
     """The write was to create the run and a run of that id is there already."""
+    FULL = "full"
+    """The write carries an idempotency record and the project has 100,000 of them already."""
 
 
 class HistoryItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +88,8 @@ class RunIndex(msgspec.Struct, frozen=True, kw_only=True):
 
     `tags` are `key:value` strings. `status` is the run's new status; the store moves the run
     between the status indexes by itself. `due_ms`: the earliest timer of an active run, for
-    recovery in the order of due times (None: nothing due).
+    recovery in the order of due times (None: nothing due). `keep_until_ms`: when a finished run
+    may be removed (None: never, it is pinned or still active); see `expired_run_ids`.
     """
 
     project_id: str
@@ -91,10 +99,11 @@ class RunIndex(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     due_ms: int | None = None
     parent_run_id: str | None = None
+    keep_until_ms: int | None = None
 
 
 class RunWrite(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest state of one run, as absolute values.
+    """The newest state of one run, as absolute values. A batch has at most one write a run.
 
     follows      sequence the stored run must have (0: it must not exist)
     seq          sequence after the write
@@ -104,8 +113,13 @@ class RunWrite(msgspec.Struct, frozen=True, kw_only=True):
     history      items to append, in order
     job_runs     (step, attempt) -> encoded execution record
     outbox_add   message id -> encoded message; outbox_done: ids acknowledged meanwhile
-    finished     the run is terminal: `blob` replaces head and steps in one compact value. A later
+    finished     the run is terminal: `blob` (made by `codec.encode_finished`) replaces head and
+                 steps in one compact value. None keeps the blob of a run that was finished before
+                 (outbox acknowledged, pinned; the newest vitals are always `vitals`). A later
                  write (reopen) comes with `head` and all steps again and `finished` False.
+
+    A write whose history has a gap to the stored one, or that lacks the `blob` or `head` it needs,
+    is `STALE`: it was not made from what is stored.
     """
 
     run_id: str
@@ -147,7 +161,8 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
 class RunQuery(msgspec.Struct, frozen=True, kw_only=True):
     """A page of runs, newest first by (created_at, id). Filters combine.
 
-    `after`: (created_at_ms, id) of the last row of the page before.
+    `after`: (created_at_ms, id) of the last row of the page before. `created_after_ms` and
+    `created_before_ms` are exclusive.
     """
 
     project_id: str
@@ -233,7 +248,11 @@ class Store(Protocol):
         """Every run that is not terminal or still has outbox messages; earliest due first."""
         ...
 
-    async def list_runs(self, query: RunQuery) -> RunPage: ...
+    async def list_runs(self, query: RunQuery) -> RunPage:
+        """A single filter, and workflow with status, cost O(page). Other combinations read at most
+        2,000 index entries; a page is also cut short at 8 MiB of rows.
+        """
+        ...
 
     async def count_runs(self, project_id: str) -> Mapping[RunStatus, int]: ...
 
@@ -251,6 +270,16 @@ class Store(Protocol):
 
     async def job_run(self, run_id: str, step: int, attempt: int) -> bytes | None: ...
 
+    async def expired_run_ids(self, now_ms: int, limit: int) -> list[str]:
+        """Finished runs whose `keep_until_ms` has passed, longest first."""
+        ...
+
+    async def delete_runs(self, run_ids: Sequence[str], fence: int) -> int:
+        """Remove finished runs with everything they have; how many there were. Active runs, runs
+        with outbox messages and runs that are to be kept for good are left alone.
+        """
+        ...
+
     # --- idempotency -------------------------------------------------------------------------
 
     async def idempotency(self, project_id: str, key: str) -> bytes | None: ...
@@ -266,7 +295,8 @@ class Store(Protocol):
     ) -> None:
         """Create (revision 1) or replace (revision = stored + 1), together with its slug.
 
-        Raises `SlugTakenError`, `RevisionError`, `FencedError`.
+        Repeating a put that was applied is harmless. Raises `SlugTakenError`, `RevisionError`,
+        `FencedError`, and `BoundReachedError` for the idempotency record.
         """
         ...
 
@@ -297,7 +327,8 @@ class Store(Protocol):
     ) -> bytes | None:
         """The oldest kept event of the key, removed. The same `claimed_by` gets the same event
         again within the event's time to live: a taker that crashed before it stored its own
-        state asks again and loses nothing."""
+        state asks again and loses nothing.
+        """
         ...
 
     # --- keys of the installation ----------------------------------------------------------------

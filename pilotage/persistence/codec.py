@@ -1,0 +1,261 @@
+"""Bytes of a run and back: what the store keeps.
+
+Every value is `version (1 byte) | CRC-32 (4 bytes, big endian) | body`. The checksum starts from a
+number of its own for each kind of value, so a step that is read as a header is refused as well as
+a flipped bit. The body is msgpack; steps are arrays (fields are only ever appended, with
+defaults), everything else maps without defaults. The body of a finished run is one zlib stream,
+its header and head first, so that a list reads them without unpacking the steps.
+
+Guarantees: what `encode_x` makes, `decode_x` of this and every later version gives back; anything
+else raises `SnapshotCorruptError` or `SnapshotVersionError`, never a wrong value. Stored forms of
+released versions are kept in tests/golden/snapshots. Pure functions, callable on any thread.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from pilotage.persistence.port import StoreError
+from pilotage.runtime.effects import Message
+from pilotage.runtime.state import RunHead, RunVitals, StepState, chunked
+
+SCHEMA_VERSION: Final = 1
+_VERSION: Final = bytes([SCHEMA_VERSION])
+_FRAME: Final = 5
+
+# The start values of the checksums. Never reuse a number.
+_HEAD: Final = 1
+_VITALS: Final = 2
+_STEP: Final = 3
+_FINISHED: Final = 4
+_MESSAGE: Final = 5
+_HISTORY: Final = 6
+_RECORD: Final = 7
+_NAMES: Final = {
+    _HEAD: "run head",
+    _VITALS: "run vitals",
+    _STEP: "step state",
+    _FINISHED: "finished run",
+    _MESSAGE: "outbox message",
+    _HISTORY: "history item",
+    _RECORD: "record",
+}
+# Measured on finished runs of 5 steps: level 1 takes 30 µs and saves 30 to 60 %; level 6 takes
+# twice as long for 2 % more.
+_ZLIB_LEVEL: Final = 1
+_LENGTHS: Final = 8
+"""Two big endian numbers of four bytes before the parts: length of the vitals, of the head."""
+
+T = TypeVar("T")
+Chunks = tuple[tuple[StepState, ...], ...]
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_head = msgspec.msgpack.Decoder(RunHead).decode
+_decode_vitals = msgspec.msgpack.Decoder(RunVitals).decode
+_decode_step = msgspec.msgpack.Decoder(StepState).decode
+_decode_steps = msgspec.msgpack.Decoder(list[StepState]).decode
+_decode_message: Callable[[bytes], Message] = msgspec.msgpack.Decoder[Any](Message).decode
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+"""One a type; as many as the program has types that it stores."""
+_crc = zlib.crc32
+
+
+class SnapshotError(StoreError):
+    """A stored value cannot be read. `what` names the kind of value."""
+
+    def __init__(self, what: str, message: str) -> None:
+        super().__init__(message)
+        self.what = what
+
+
+class SnapshotCorruptError(SnapshotError):
+    """The bytes are not what was written."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(
+            what,
+            f"stored {what} is damaged ({why}); keep a copy of the store and restore it from a "
+            "backup, or discard the run",
+        )
+        self.why = why
+
+
+class SnapshotVersionError(SnapshotError):
+    """The value was written by a newer version of this package."""
+
+    def __init__(self, what: str, version: int) -> None:
+        super().__init__(
+            what,
+            f"stored {what} has schema version {version}, this version reads up to "
+            f"{SCHEMA_VERSION}: start the newer version that wrote it, or restore a backup made "
+            "before the upgrade",
+        )
+        self.version = version
+
+
+class FinishedRun(NamedTuple):
+    """The parts of a finished run's one value."""
+
+    head: RunHead
+    vitals: RunVitals
+    chunks: Chunks
+
+
+def _seal(kind: int, body: bytes) -> bytes:
+    return _VERSION + _crc(body, kind).to_bytes(4, "big") + body
+
+
+def _open(kind: int, data: bytes) -> bytes:
+    """The body, after version and checksum have been found right."""
+    if len(data) <= _FRAME:
+        raise SnapshotCorruptError(_NAMES[kind], f"only {len(data)} bytes")
+    _check_version(kind, data)
+    body = data[_FRAME:]
+    if _crc(body, kind).to_bytes(4, "big") != data[1:_FRAME]:
+        raise SnapshotCorruptError(_NAMES[kind], "wrong checksum")
+    return body
+
+
+def _check_version(kind: int, data: bytes) -> None:
+    if data[0] > SCHEMA_VERSION:
+        raise SnapshotVersionError(_NAMES[kind], data[0])
+    if data[0] == 0:
+        raise SnapshotCorruptError(_NAMES[kind], "no schema version")
+
+
+def _unfit(kind: int, error: Exception) -> SnapshotCorruptError:
+    """The checksum is right and the content is not: written by something that is not ours."""
+    return SnapshotCorruptError(_NAMES[kind], f"does not fit its type: {error}")
+
+
+def encode_head(head: RunHead) -> bytes:
+    return _seal(_HEAD, _encode(head))
+
+
+def decode_head(data: bytes) -> RunHead:
+    try:
+        return _decode_head(_open(_HEAD, data))
+    except msgspec.MsgspecError as error:
+        raise _unfit(_HEAD, error) from error
+
+
+def encode_vitals(vitals: RunVitals) -> bytes:
+    body = _encode(vitals)
+    return _VERSION + _crc(body, _VITALS).to_bytes(4, "big") + body
+
+
+def decode_vitals(data: bytes) -> RunVitals:
+    try:
+        return _decode_vitals(_open(_VITALS, data))
+    except msgspec.MsgspecError as error:
+        raise _unfit(_VITALS, error) from error
+
+
+def encode_step(step: StepState) -> bytes:
+    body = _encode(step)
+    return _VERSION + _crc(body, _STEP).to_bytes(4, "big") + body
+
+
+def decode_step(data: bytes) -> StepState:
+    try:
+        return _decode_step(_open(_STEP, data))
+    except msgspec.MsgspecError as error:
+        raise _unfit(_STEP, error) from error
+
+
+def encode_message(message: Message) -> bytes:
+    return _seal(_MESSAGE, _encode(message))
+
+
+def decode_message(data: bytes) -> Message:
+    try:
+        return _decode_message(_open(_MESSAGE, data))
+    except msgspec.MsgspecError as error:
+        raise _unfit(_MESSAGE, error) from error
+
+
+def encode_history(item: msgspec.Struct) -> bytes:
+    """An item of a run's history: an event, or what the caller makes of one."""
+    return _seal(_HISTORY, _encode(item))
+
+
+def decode_history(data: bytes, as_type: type[T]) -> T:
+    return _decode_as(_HISTORY, data, as_type)
+
+
+def encode_record(value: msgspec.Struct) -> bytes:
+    """A definition, an execution record, an idempotency answer: any struct stored on its own."""
+    return _seal(_RECORD, _encode(value))
+
+
+def decode_record(data: bytes, as_type: type[T]) -> T:
+    return _decode_as(_RECORD, data, as_type)
+
+
+def encode_finished(head: RunHead, vitals: RunVitals, chunks: Chunks) -> bytes:
+    """A whole run in one compressed value.
+
+    Cost follows the size of the outputs (about 20 MB/s): above some hundred kilobytes call it on
+    a worker thread; zlib releases the GIL.
+    """
+    head_part, vitals_part = encode_head(head), encode_vitals(vitals)
+    steps = _encode([step for chunk in chunks for step in chunk])
+    lengths = len(vitals_part).to_bytes(4, "big") + len(head_part).to_bytes(4, "big")
+    body = zlib.compress(lengths + vitals_part + head_part + steps, _ZLIB_LEVEL)
+    return _seal(_FINISHED, body)
+
+
+def decode_finished(blob: bytes) -> FinishedRun:
+    body = _open(_FINISHED, blob)
+    try:
+        plain = zlib.decompress(body)
+        vitals_end, head_end = _bounds(plain)
+        return FinishedRun(
+            decode_head(plain[vitals_end:head_end]),
+            decode_vitals(plain[_LENGTHS:vitals_end]),
+            chunked(_decode_steps(plain[head_end:])),
+        )
+    except (zlib.error, msgspec.MsgspecError) as error:
+        raise _unfit(_FINISHED, error) from error
+
+
+def finished_head(prefix: bytes) -> bytes | None:
+    """The encoded head out of the first bytes of a finished run; None: more bytes are needed.
+
+    The checksum of the whole cannot be tested on a part; the head has its own.
+    """
+    if len(prefix) <= _FRAME:
+        return None
+    _check_version(_FINISHED, prefix)
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(prefix[_FRAME:], 1024)
+        if len(plain) < _LENGTHS:
+            return None
+        vitals_end, head_end = _bounds(plain)
+        if head_end > len(plain):
+            plain += stream.decompress(stream.unconsumed_tail, head_end - len(plain))
+    except zlib.error as error:
+        raise _unfit(_FINISHED, error) from error
+    return plain[vitals_end:head_end] if head_end <= len(plain) else None
+
+
+def _bounds(plain: bytes) -> tuple[int, int]:
+    """Where the vitals and the head end."""
+    vitals_end = _LENGTHS + int.from_bytes(plain[:4], "big")
+    return vitals_end, vitals_end + int.from_bytes(plain[4:_LENGTHS], "big")
+
+
+def _decode_as(kind: int, data: bytes, as_type: type[T]) -> T:
+    decoder = _decoders.get(as_type)
+    if decoder is None:
+        decoder = _decoders[as_type] = msgspec.msgpack.Decoder(as_type)
+    try:
+        decoded: T = decoder.decode(_open(kind, data))
+    except msgspec.MsgspecError as error:
+        raise _unfit(kind, error) from error
+    return decoded

@@ -1,0 +1,85 @@
+"""The store in Redis or Valkey: ownership here, the rest from its parts.
+
+One server-side script call a batch; everything else is one call as well, or harmless to repeat.
+The fence decides safety (each script that writes compares it), the lease only liveness.
+
+Restarts of the server, lost replies and lost connections come out as `StoreUnavailableError`; the
+next call connects again by itself. An instance belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from pilotage.persistence import scripts
+from pilotage.persistence.keys import Keys
+from pilotage.persistence.port import FencedError, LeaseHeldError
+from pilotage.persistence.redis_link import RedisLink
+from pilotage.persistence.redis_records import RedisRecords
+from pilotage.persistence.redis_runs import RedisRuns
+
+DEFAULT_NAMESPACE: Final = "pilotage"
+_POLL_SECS: Final = 0.25
+_SAME_MS: Final = 5
+"""The end of a lease is computed as time + rest on the server, each cut to milliseconds."""
+
+
+class RedisStore(RedisRuns, RedisRecords):
+    """One namespace of a server: an implementation of `pilotage.persistence.port.Store`.
+
+    `url`: redis://, rediss:// or unix://. `timeout_secs` bounds every answer.
+    """
+
+    def __init__(
+        self, url: str, *, namespace: str = DEFAULT_NAMESPACE, timeout_secs: float = 5.0
+    ) -> None:
+        self.keys: Final = Keys(namespace)
+        self.link: Final = RedisLink(url, timeout_secs=timeout_secs)
+        RedisRuns.__init__(self, self.link, self.keys)
+
+    async def open(self) -> None:
+        await self.link.open()
+
+    async def close(self) -> None:
+        await self.link.close()
+
+    async def ping(self) -> None:
+        await self.link.command("PING")
+
+    async def acquire(self, owner: str, lease_secs: float) -> int:
+        """Take the lease, after waiting for one that is there to run out.
+
+        `LeaseHeldError` as soon as it is renewed or taken by somebody else meanwhile.
+        """
+        keys = [self.keys.lease, self.keys.fence]
+        first_end: int | None = None
+        while True:
+            fence, held, left_ms, end = await self.link.write(
+                scripts.ACQUIRE, keys, [owner, _ms(lease_secs)]
+            )
+            if fence:
+                return int(fence)
+            end_ms = int(end)
+            if first_end is None:
+                first_end = end_ms
+            elif abs(end_ms - first_end) > _SAME_MS:
+                raise LeaseHeldError(held.decode().partition(" ")[2])
+            await asyncio.sleep(min(_POLL_SECS, max(left_ms, 1) / 1000))
+
+    async def renew(self, owner: str, fence: int, lease_secs: float) -> None:
+        letter = await self.link.write(
+            scripts.RENEW, [self.keys.lease, self.keys.fence], [fence, owner, _ms(lease_secs)]
+        )
+        if letter == b"f":
+            raise FencedError(f"fencing token {fence} is not the newest: the lease is lost")
+
+    async def release(self, owner: str, fence: int) -> None:
+        await self.link.write(scripts.RELEASE, [self.keys.lease], [f"{fence} {owner}"])
+
+    async def fence(self) -> int:
+        return int(await self.link.command("GET", self.keys.fence) or 0)
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
