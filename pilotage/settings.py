@@ -48,7 +48,7 @@ class SettingsError(PilotageError):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting, checked. The table in docs/settings and `ROWS` describe them."""
+    """Every setting, checked. `ROWS` and docs/settings.md describe them."""
 
     host: str = "127.0.0.1"
     port: int = 8080

@@ -344,3 +344,13 @@ def test_loaded_settings_are_frozen() -> None:
     loaded: LoadedSettings = load_settings({}, {}, None)
     with pytest.raises(AttributeError):
         loaded.settings.port = 1  # type: ignore[misc]
+
+
+def test_the_documentation_has_every_setting_with_its_default() -> None:
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    documented = re.findall(
+        r"^\| `(PILOTAGE_\w+)` \| `?(.+?)`? \| (.+) \|$", page.read_text(), re.M
+    )
+    lines = [line.split(" = ") for line in print_config(load_settings({}, {}, None)).splitlines()]
+    defaults = {name.strip(): rest.rpartition("#")[0].strip() for name, rest in lines}
+    assert documented == [(row.variable, defaults[row.variable], row.about) for row in ROWS]
