@@ -349,7 +349,7 @@ def test_loaded_settings_are_frozen() -> None:
 def test_the_documentation_has_every_setting_with_its_default() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
     documented = re.findall(
-        r"^\| `(PILOTAGE_\w+)` \| `?(.+?)`? \| (.+) \|$", page.read_text(), re.M
+        r"^\| `(PILOTAGE_\w+)` \| `?(.+?)`? \| (.+) \|$", page.read_text(), re.MULTILINE
     )
     lines = [line.split(" = ") for line in print_config(load_settings({}, {}, None)).splitlines()]
     defaults = {name.strip(): rest.rpartition("#")[0].strip() for name, rest in lines}
