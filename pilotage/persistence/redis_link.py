@@ -220,7 +220,7 @@ def unsuitable(info: Mapping[str, Any]) -> list[str]:
 
 def _execute(client: Redis | None) -> Callable[..., Awaitable[Any]]:
     """`execute_command` with a type; the library has none for it."""
-    execute: Callable[..., Awaitable[Any]] = cast(Any, _opened(client)).execute_command
+    execute: Callable[..., Awaitable[Any]] = cast("Any", _opened(client)).execute_command
     return execute
 
 

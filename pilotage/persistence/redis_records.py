@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pilotage.persistence import scripts
+from pilotage.persistence import scripts, scripts_runs
 from pilotage.persistence.keys import ALL_LETTER, Keys, digest, position, sort_key
 from pilotage.persistence.port import (
     BoundReachedError,
@@ -131,7 +131,7 @@ class RedisRecords:
     ) -> RecordPage:
         upper = "" if after is None else sort_key(*after)
         last, found = await self._link.read(
-            scripts.PAGE,
+            scripts_runs.PAGE,
             [self._keys.records(kind, project_id)],
             [limit, limit, "", upper, ALL_LETTER],
         )

@@ -1,6 +1,6 @@
 """Runs in Redis: group commit, loading, lists, removal. Key table: `pilotage.persistence.keys`.
 
-A batch is one script call (`scripts.COMMIT`). Arguments of one write, in order, after a packed
+A batch is one script call (`scripts_runs.COMMIT`). Arguments of one write, in order, after a packed
 header (`_HEADER`: positions in KEYS, numbers of arguments, flags):
 
     sequence it follows, `sequence fence status`, sort key, due time or +inf
@@ -23,7 +23,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pilotage.persistence import codec, scripts
+from pilotage.persistence import codec, scripts_runs
 from pilotage.persistence.keys import (
     ALL_LETTER,
     STATUS_LETTER,
@@ -191,7 +191,7 @@ class RedisRuns:
         call = Batch(self._keys, fence)
         for write in batch:
             call.add(write)
-        letters: bytes = await self._link.write(scripts.COMMIT, call.keys, call.arguments)
+        letters: bytes = await self._link.write(scripts_runs.COMMIT, call.keys, call.arguments)
         return [_VERDICTS[letter] for letter in letters.decode()]
 
     # --- reading ------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class RedisRuns:
             keys: list[str] = []
             for run_id in some:
                 keys += (self._keys.run(run_id), self._keys.outbox(run_id))
-            found = await self._link.read(scripts.LOAD, keys)
+            found = await self._link.read(scripts_runs.LOAD, keys)
             loaded += map(_stored, some, found[0::2], found[1::2])
         return loaded
 
@@ -216,7 +216,8 @@ class RedisRuns:
         indexes = self._indexes(query)
         arguments: list[Argument] = [query.limit, MAX_ENTRIES_READ, lower, upper]
         arguments += [letter for _, letter in indexes]
-        last, found = await self._link.read(scripts.PAGE, [key for key, _ in indexes], arguments)
+        keys = [key for key, _ in indexes]
+        last, found = await self._link.read(scripts_runs.PAGE, keys, arguments)
         places = [position(key.decode()) for key in found]
         rows, read = await self._rows([run_id for _, run_id in places])
         if read < len(places):
@@ -240,7 +241,7 @@ class RedisRuns:
             return [], 0
         keys = [self._keys.run(run_id) for run_id in run_ids]
         found: list[Any] = await self._link.read(
-            scripts.ROWS, keys, [MAX_PAGE_BYTES, _FINISHED_PREFIX]
+            scripts_runs.ROWS, keys, [MAX_PAGE_BYTES, _FINISHED_PREFIX]
         )
         rows: list[RunRow] = []
         for run_id, parts in zip(run_ids, found, strict=False):
@@ -318,7 +319,7 @@ class RedisRuns:
             for run in some:
                 if run is not None and run.blob is not None:
                     self._removal(run, run.blob, keys, arguments)
-            count = int(await self._link.write(scripts.DELETE_RUNS, keys, arguments))
+            count = int(await self._link.write(scripts_runs.DELETE_RUNS, keys, arguments))
             if count < 0:
                 raise FencedError(f"fencing token {fence} is not the newest")
             deleted += count

@@ -1,9 +1,11 @@
 """The Lua texts that run in the server, for Redis 6.2 and later and for Valkey.
 
+Here: ownership, definitions, remembered answers, events. Those for runs: `scripts_runs`.
+
 Rules all of them keep: every key comes in KEYS; whoever writes compares the fencing token first;
 everything that can refuse is tested before the first write, because a script that fails half way
-is not undone; only absolute values are written. Answers are one letter (see `VERDICTS` of
-`redis_runs`): `o` done, `f` fenced, `s` stale, `e` exists, `l` bound reached, ...
+is not undone; only absolute values are written. Answers are one letter: `o` done, `f` fenced,
+`l` bound reached, the others are said at the script.
 """
 
 from __future__ import annotations
@@ -19,21 +21,12 @@ class Script(NamedTuple):
     sha: str
 
 
-def _script(*parts: str) -> Script:
+def script(*parts: str) -> Script:
     text = "\n".join(parts)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-# Lua's C stack takes some thousands of values in one call.
-_MANY = """
-local function in_parts(command, key, a, b)
-  for x = a, b, 1000 do
-    redis.call(command, key, unpack(ARGV, x, math.min(x + 999, b)))
-  end
-end
-"""
-
-_CLOCK = """
+CLOCK = """
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
@@ -41,7 +34,7 @@ end
 """
 
 # Remembered answers: a string with TTL each, and their digests by expiry to count them.
-_ANSWERS = """
+ANSWERS = """
 local function room(zset, member, bound, now)
   if redis.call('ZSCORE', zset, member) then return bound end
   return bound - redis.call('ZCOUNT', zset, '(' .. now, '+inf')
@@ -57,8 +50,8 @@ local function remember(key, zset, member, data, ttl, now)
 end
 """
 
-ACQUIRE: Final = _script(
-    _CLOCK,
+ACQUIRE: Final = script(
+    CLOCK,
     """
 local held = redis.call('GET', KEYS[1])
 if held then
@@ -72,7 +65,7 @@ return {fence, '', 0, ''}
 )
 """KEYS lease fence; ARGV owner lease-ms. {token or 0, lease, ms left, server ms of its end}"""
 
-RENEW: Final = _script("""
+RENEW: Final = script("""
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'f' end
 local mine = ARGV[1] .. ' ' .. ARGV[2]
 local held = redis.call('GET', KEYS[1])
@@ -82,282 +75,15 @@ return 'o'
 """)
 """KEYS lease fence; ARGV token owner lease-ms. A lease that ran out and nobody took is ours."""
 
-RELEASE: Final = _script("""
+RELEASE: Final = script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 'o'
 """)
 """KEYS lease; ARGV lease text."""
 
-COMMIT: Final = _script(
-    _MANY,
-    _CLOCK,
-    _ANSWERS,
-    """
-local FORMAT = '<I4I4I4I4I4I4I4I4I4I4I4I4BBBBB'
-local ACTIVE = {p = true, r = true, h = true}
-local ACTIVE_SET, EXPIRE_SET = KEYS[2], KEYS[3]
-local BOUND = tonumber(ARGV[3])
-local count = tonumber(ARGV[2])
-if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return string.rep('f', count) end
-
-local now
-local rooms = {}
-
-local function check(o)
-  local krun, _, _, _, nargs, nfields, nadd, ndone, nhist, njobs, _, _,
-    finished, blob, head, _, idem = struct.unpack(FORMAT, ARGV[o])
-  local q = redis.pcall('HGET', KEYS[krun], 'q')
-  local packed = type(q) == 'table'
-  if packed then q = redis.call('GETRANGE', KEYS[krun], 0, 63) end
-  local follows = ARGV[o + 1]
-  local old
-  if q then
-    local at, letter = string.match(q, '^(%d+ %d+) (%a)')
-    if at == string.sub(ARGV[o + 2], 1, -3) then return 'o', nil, nargs end
-    if follows == '0' then return 'e', nil, nargs end
-    if string.match(at, '^%d+') ~= follows then return 's', nil, nargs end
-    if finished == 1 and blob == 0 and not packed then return 's', nil, nargs end
-    if finished == 0 and head == 0 and packed then return 's', nil, nargs end
-    old = letter
-  else
-    if follows ~= '0' or head == 0 then return 's', nil, nargs end
-    if finished == 1 and blob == 0 then return 's', nil, nargs end
-  end
-  local k = krun
-  if finished == 1 or nadd + ndone > 0 then k = k + 1 end
-  if nhist > 0 then
-    k = k + 1
-    local first = o + 5 + nfields + nadd + ndone
-    if redis.call('LLEN', KEYS[k]) < tonumber(ARGV[first]) - 1 then return 's', nil, nargs end
-  end
-  if njobs > 0 then k = k + 1 end
-  if idem == 1 then
-    now = now or now_ms()
-    local zset, member = KEYS[k + 2], ARGV[o + nargs - 2]
-    local left = rooms[zset] or BOUND
-    left = math.min(left, room(zset, member, BOUND, now))
-    if left <= 0 then return 'l', nil, nargs end
-    rooms[zset] = left - 1
-  end
-  return nil, old, nargs, packed
-end
-
-local function move(ix, ixw, busy, old, letter, key)
-  if old == letter then return end
-  if old then
-    redis.call('ZREM', ix, old .. key)
-    redis.call('ZREM', ixw, old .. key)
-    redis.call('ZADD', ix, 0, letter .. key)
-    redis.call('ZADD', ixw, 0, letter .. key)
-  else
-    redis.call('ZADD', ix, 0, '*' .. key, 0, letter .. key)
-    redis.call('ZADD', ixw, 0, '*' .. key, 0, letter .. key)
-  end
-  local was, is = old and ACTIVE[old], ACTIVE[letter]
-  if is and not was then
-    redis.call('SADD', busy, string.sub(key, 13))
-  elseif was and not is then
-    redis.call('SREM', busy, string.sub(key, 13))
-  end
-end
-
-local function keep_jobs(jobs, a, njobs, ntrim)
-  in_parts('HSET', jobs, a, a + njobs - 1)
-  for x = a + njobs, a + njobs + 2 * ntrim - 1, 2 do
-    local pointer, lowest = 'm' .. ARGV[x], tonumber(ARGV[x + 1]) - 99
-    local from = tonumber(redis.call('HGET', jobs, pointer) or 1)
-    if lowest > from then
-      for attempt = from, lowest - 1 do redis.call('HDEL', jobs, ARGV[x] .. ':' .. attempt) end
-      redis.call('HSET', jobs, pointer, lowest)
-    end
-  end
-end
-
-local function keep_history(hist, a, nhist)
-  local skip = redis.call('LLEN', hist) - (tonumber(ARGV[a]) - 1)
-  if skip < nhist then in_parts('RPUSH', hist, a + 1 + skip, a + nhist) end
-end
-
-local function pack(key, blob, q, a)
-  if blob == 1 then
-    redis.call('SET', key, ARGV[a])
-    return
-  end
-  local stored, vitals = redis.call('GET', key), ARGV[a]
-  local _, line_end, length = string.find(stored, '^%d+ %d+ %a (%d+)\\n')
-  local rest = string.sub(stored, line_end + 1 + tonumber(length))
-  redis.call('SET', key, q .. ' ' .. #vitals .. '\\n' .. vitals .. rest)
-end
-
-local function apply(o, old, packed)
-  local krun, kix, kixw, kbusy, nargs, nfields, nadd, ndone, nhist, njobs, ntrim, ntags,
-    finished, blob, _, keep, idem = struct.unpack(FORMAT, ARGV[o])
-  local run, q, key, due = KEYS[krun], ARGV[o + 2], ARGV[o + 3], ARGV[o + 4]
-  local k, a = krun, o + 5
-  if finished == 1 then
-    pack(run, blob, q, a)
-  else
-    if packed then redis.call('DEL', run) end
-    redis.call('HSET', run, 'q', q, unpack(ARGV, a, a + math.min(nfields, 1000) - 1))
-    in_parts('HSET', run, a + 1000, a + nfields - 1)
-  end
-  a = a + nfields
-  move(KEYS[kix], KEYS[kixw], KEYS[kbusy], old, string.sub(q, -1), key)
-  local waits = finished == 0
-  if finished == 1 or nadd + ndone > 0 then
-    k = k + 1
-    in_parts('HDEL', KEYS[k], a + nadd, a + nadd + ndone - 1)
-    in_parts('HSET', KEYS[k], a, a + nadd - 1)
-    a = a + nadd + ndone
-    waits = waits or redis.call('EXISTS', KEYS[k]) == 1
-  end
-  if waits then
-    redis.call('ZADD', ACTIVE_SET, due, key)
-  else
-    redis.call('ZREM', ACTIVE_SET, key)
-  end
-  if nhist > 0 then
-    k = k + 1
-    keep_history(KEYS[k], a, nhist)
-    a = a + 1 + nhist
-  end
-  if njobs > 0 then
-    k = k + 1
-    keep_jobs(KEYS[k], a, njobs, ntrim)
-  end
-  if idem == 1 then
-    remember(KEYS[k + 1], KEYS[k + 2], ARGV[o + nargs - 2], ARGV[o + nargs - 3],
-      tonumber(ARGV[o + nargs - 1]), now)
-    k = k + 2
-  end
-  if not old then
-    for x = k + 1, k + ntags do redis.call('ZADD', KEYS[x], 0, '*' .. key) end
-  end
-  if keep == 1 then
-    redis.call('ZADD', EXPIRE_SET, ARGV[o + nargs - 1 - 3 * idem], key)
-  elseif packed then
-    redis.call('ZREM', EXPIRE_SET, key)
-  end
-end
-
-local words, olds, packs, starts = {}, {}, {}, {}
-local o = 4
-for i = 1, count do
-  local word, old, nargs, packed = check(o)
-  words[i], olds[i], packs[i], starts[i] = word or false, old, packed, o
-  o = o + nargs
-end
-for i = 1, count do
-  if not words[i] then
-    apply(starts[i], olds[i], packs[i])
-    words[i] = 'o'
-  end
-end
-return table.concat(words)
-""",
-)
-"""KEYS fence active expire, then those of the runs; ARGV token count bound, then the runs.
-One letter a run. `redis_runs` builds the arguments and says what they are."""
-
-LOAD: Final = _script("""
-local found = {}
-for i = 1, #KEYS, 2 do
-  local fields = redis.pcall('HGETALL', KEYS[i])
-  local run
-  if fields.err then run = redis.call('GET', KEYS[i]) elseif #fields > 0 then run = fields end
-  found[#found + 1] = run or false
-  found[#found + 1] = run and redis.call('HGETALL', KEYS[i + 1]) or false
-end
-return found
-""")
-"""KEYS run outbox of each; HASH or STRING, and the outbox, of each."""
-
-ROWS: Final = _script("""
-local budget, prefix = tonumber(ARGV[1]), tonumber(ARGV[2])
-local rows = {}
-for i = 1, #KEYS do
-  if budget <= 0 then break end
-  local row = redis.pcall('HMGET', KEYS[i], 'r', 'h')
-  if row.err then
-    row = redis.call('GETRANGE', KEYS[i], 0, prefix - 1)
-    budget = budget - #row
-  elseif row[1] then
-    budget = budget - #row[1] - #row[2]
-  else
-    row = false
-  end
-  rows[i] = row
-end
-return rows
-""")
-"""KEYS runs; ARGV byte budget, how much of a finished run. {head, vitals} or the first bytes."""
-
-PAGE: Final = _script("""
-local limit, budget, lower, upper = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local function bounds(letter)
-  local high = upper ~= '' and letter .. upper or string.char(string.byte(letter) + 1)
-  return '(' .. high, '[' .. letter .. lower
-end
-local source, fewest = 1, nil
-if #KEYS > 1 then
-  for i = 1, #KEYS do
-    local high, low = bounds(ARGV[4 + i])
-    local n = redis.call('ZLEXCOUNT', KEYS[i], low, high)
-    if not fewest or n < fewest then source, fewest = i, n end
-  end
-end
-local function in_others(key)
-  for i = 1, #KEYS do
-    if i ~= source and not redis.call('ZSCORE', KEYS[i], ARGV[4 + i] .. key) then return false end
-  end
-  return true
-end
-local high, low = bounds(ARGV[4 + source])
-local step = #KEYS > 1 and 200 or limit + 1
-local page, read, last = {}, 0, ''
-while true do
-  local got = redis.call('ZRANGE', KEYS[source], high, low, 'BYLEX', 'REV', 'LIMIT', 0, step)
-  for j = 1, #got do
-    if #page == limit or read == budget then return {last, page} end
-    local key = string.sub(got[j], 2)
-    read, last = read + 1, key
-    if in_others(key) then page[#page + 1] = key end
-  end
-  if #got < step then return {'', page} end
-  high = '(' .. got[#got]
-end
-""")
-"""KEYS indexes that all must have the run; ARGV limit, entries to read at most, lower and upper
-bound, a letter an index. {sort key to go on after or '', sort keys}. Reads the smallest index."""
-
-DELETE_RUNS: Final = _script("""
-if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return -1 end
-local k, a, deleted = 4, 2, 0
-while a <= #ARGV do
-  local ntags, seq, key = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2]
-  local run, out, hist, jobs, ix, ixw = unpack(KEYS, k, k + 5)
-  local line = redis.pcall('GETRANGE', run, 0, 63)
-  local letter = type(line) == 'string' and string.sub(line, 1, #seq) == seq
-    and string.match(line, '^%d+ %d+ (%a)')
-  if letter and redis.call('EXISTS', out) == 0 and redis.call('ZSCORE', KEYS[3], key) then
-    redis.call('UNLINK', run, hist, jobs)
-    redis.call('ZREM', ix, '*' .. key, letter .. key)
-    redis.call('ZREM', ixw, '*' .. key, letter .. key)
-    for x = k + 6, k + 5 + ntags do redis.call('ZREM', KEYS[x], '*' .. key) end
-    redis.call('ZREM', KEYS[3], key)
-    redis.call('ZREM', KEYS[2], key)
-    deleted = deleted + 1
-  end
-  k, a = k + 6 + ntags, a + 3
-end
-return deleted
-""")
-"""KEYS fence active expire, of each run: run outbox history jobs index workflow-index tags...;
-ARGV token, of each run: number of tags, stored sequence and a blank, sort key."""
-
-REMEMBER: Final = _script(
-    _CLOCK,
-    _ANSWERS,
+REMEMBER: Final = script(
+    CLOCK,
+    ANSWERS,
     """
 if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 'f' end
 local now = now_ms()
@@ -368,9 +94,9 @@ return 'o'
 )
 """KEYS fence answer answers; ARGV token bound data digest ttl-ms."""
 
-PUT_RECORD: Final = _script(
-    _CLOCK,
-    _ANSWERS,
+PUT_RECORD: Final = script(
+    CLOCK,
+    ANSWERS,
     """
 if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 'f' end
 local id, project, data, revision, created = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -413,7 +139,7 @@ return 'o'
 """KEYS fence record slugs records-of-kind records-of-project [answer answers]; ARGV token id
 project data revision created(12 hexadecimal digits) has-slug slug [bound data digest ttl-ms]."""
 
-DELETE_RECORD: Final = _script("""
+DELETE_RECORD: Final = script("""
 if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 'f' end
 local old = redis.call('HMGET', KEYS[2], 'p', 'g', 'c')
 if not old[1] then return 'n' end
@@ -427,7 +153,7 @@ return 'o'
 """KEYS fence record slugs records-of-kind records-of-project; ARGV token id project. `n`: there
 is none, `m`: it has moved to another project since it was read."""
 
-RECORDS: Final = _script("""
+RECORDS: Final = script("""
 local rows = {}
 for i = 1, #KEYS do rows[i] = redis.call('HMGET', KEYS[i], 'p', 'v', 'n', 'g', 'c') end
 return rows
@@ -453,9 +179,9 @@ local function sweep(now)
 end
 """
 
-BUFFER_EVENT: Final = _script(
-    _CLOCK,
-    _ANSWERS,
+BUFFER_EVENT: Final = script(
+    CLOCK,
+    ANSWERS,
     _EVENTS,
     """
 if (redis.call('GET', FENCE) or '0') ~= ARGV[1] then return 'f' end
@@ -481,9 +207,9 @@ return 'o'
 )
 """KEYS fence ev evq evx evc; ARGV token bound digest event-id data ttl-ms."""
 
-TAKE_EVENT: Final = _script(
-    _CLOCK,
-    _ANSWERS,
+TAKE_EVENT: Final = script(
+    CLOCK,
+    ANSWERS,
     _EVENTS,
     """
 if (redis.call('GET', FENCE) or '0') ~= ARGV[1] then return {'f'} end
