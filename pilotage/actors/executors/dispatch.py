@@ -1,0 +1,233 @@
+"""The one door to all executors: finds the job of an attempt and who does it.
+
+Registered Python functions are found without waiting for anything; every other job is looked up,
+at each attempt anew, so that a changed address or secret takes effect at once. What cannot be
+looked up because the store is away waits and is looked up again: no attempt is burnt by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pilotage.actors.errors import NotFoundError, UnavailableError
+from pilotage.actors.executors.invoke import failure_of
+from pilotage.actors.executors.port import (
+    Accepted,
+    Attempt,
+    AttemptKey,
+    Completed,
+    Failed,
+    ModeExecutor,
+    Report,
+    Reporter,
+)
+from pilotage.actors.executors.python_executor import PythonExecutor
+from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
+from pilotage.runtime.definition import JobSpec
+from pilotage.runtime.status import ExecutionMode
+
+MAX_IN_FLIGHT = 10_000
+"""Attempts that are handed to executors at the same time; the others wait in order."""
+
+Resolve = Callable[[str, str], Awaitable[JobSpec | PythonJob]]
+"""(project id, job reference) -> the job; raises `NotFoundError` or `UnavailableError`."""
+
+_OVER = (Completed, Failed, Accepted)
+
+
+class _Entry:
+    """An attempt in progress, from its start to its last report. Its executor reports here."""
+
+    __slots__ = ("attempt", "executor", "key", "lookup", "owner", "report")
+
+    def __init__(self, owner: Executors, attempt: Attempt, report: Reporter) -> None:
+        self.owner = owner
+        self.attempt = attempt
+        self.key: AttemptKey = attempt.key
+        self.report = report
+        self.executor: ModeExecutor[Any] | None = None
+        self.lookup: asyncio.Task[None] | None = None
+
+    def deliver(self, report: Report) -> None:
+        if isinstance(report, _OVER):
+            self.owner.over(self)
+        self.report(report)
+
+
+class Executors:
+    """Made and used on the actors' loop. See `port.Executor` for what it guarantees.
+
+    `others`: who does the jobs of each execution mode but Python.
+    """
+
+    def __init__(
+        self,
+        registry: JobRegistry,
+        resolve: Resolve,
+        python: PythonExecutor,
+        others: Mapping[ExecutionMode, ModeExecutor[JobSpec]],
+        *,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        self._registry = registry
+        self._resolve = resolve
+        self._python = python
+        self._others = dict(others)
+        self._max_in_flight = max_in_flight
+        self._loop = asyncio.get_running_loop()
+        self._entries: dict[AttemptKey, _Entry] = {}
+        self._waiting: OrderedDict[AttemptKey, _Entry] = OrderedDict()
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._idle: asyncio.Future[None] | None = None
+
+    @property
+    def active(self) -> int:
+        """Attempts in the hands of executors and those waiting for that."""
+        return len(self._entries) + len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Attempts beyond `max_in_flight`."""
+        return len(self._waiting)
+
+    def start(self, attempt: Attempt, report: Reporter) -> None:
+        """Without effect once `aclose` was called: such attempts are dispatched after a restart."""
+        if self._closing:
+            return
+        key = attempt.key
+        known = self._entries.get(key) or self._waiting.get(key)
+        if known is not None:
+            known.report = report
+            return
+        entry = _Entry(self, attempt, report)
+        if len(self._entries) >= self._max_in_flight:
+            self._waiting[key] = entry
+        else:
+            self._begin(entry)
+
+    def stop(
+        self,
+        run_id: str,
+        step: int,
+        attempt: int,
+        timed_out: bool = False,  # noqa: FBT001, FBT002 - the last of the effect's fields
+    ) -> None:
+        key = (run_id, step, attempt)
+        if self._waiting.pop(key, None) is not None:
+            return
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        if entry.lookup is not None:
+            entry.lookup.cancel()
+        if entry.executor is not None:
+            entry.executor.stop(key, timed_out=timed_out)
+        self.over(entry)
+
+    def occupied(self, job: str) -> int:
+        """Threads that still run stopped attempts of the job: each holds one of its slots."""
+        return self._python.occupied(job)
+
+    def held_back(self, job: str) -> str | None:
+        """Why no attempt of this Python job is begun at present."""
+        found = self._registry.get(job)
+        return None if found is None else self._python.held_back(job)
+
+    def why_held(self, run_id: str, step: int, attempt: int) -> str | None:
+        """Why this attempt, though dispatched, has not begun; None if nothing holds it back."""
+        key = (run_id, step, attempt)
+        if key in self._waiting:
+            return f"{self._max_in_flight} attempts are in progress; this one waits for its turn"
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.lookup is not None:
+            return "its job is being looked up in the store"
+        return None if entry.executor is None else entry.executor.why_held(key)
+
+    async def aclose(self, grace_secs: float) -> None:
+        """Attempts in progress may end within the grace; the rest is handed back: no report, and
+        so they are dispatched again, under the same number, when the server is next started.
+        """
+        self._closing = True
+        self._waiting.clear()
+        if self._entries and grace_secs > 0:
+            self._idle = self._loop.create_future()
+            await asyncio.wait((self._idle,), timeout=grace_secs)
+        for run_id, step, attempt in tuple(self._entries):
+            self.stop(run_id, step, attempt)
+        if self._lookups:
+            await asyncio.wait(tuple(self._lookups))
+        await self._python.aclose()
+        for executor in self._others.values():
+            await executor.aclose()
+
+    # --- from start to end ------------------------------------------------------------------------
+
+    def over(self, entry: _Entry) -> None:
+        """The attempt needs its executor no more. Called by entries."""
+        if self._entries.pop(entry.key, None) is None:
+            return
+        while self._waiting and len(self._entries) < self._max_in_flight:
+            self._begin(self._waiting.popitem(last=False)[1])
+        if self._idle is not None and not self._entries and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _begin(self, entry: _Entry) -> None:
+        self._entries[entry.key] = entry
+        job = self._registry.get(entry.attempt.job)
+        if job is not None:
+            entry.executor = self._python
+            self._python.start(entry.attempt, job, entry.deliver)
+        else:
+            entry.lookup = self._loop.create_task(self._look_up(entry), name="job look-up")
+            self._lookups.add(entry.lookup)
+            entry.lookup.add_done_callback(self._lookups.discard)
+
+    async def _look_up(self, entry: _Entry) -> None:
+        found = await self._found(entry.attempt)
+        entry.lookup = None
+        if isinstance(found, Failed):
+            entry.deliver(found)
+        elif isinstance(found, PythonJob):
+            entry.executor = self._python
+            self._python.start(entry.attempt, found, entry.deliver)
+        else:
+            executor = self._others.get(found.execution_mode)
+            if executor is None:
+                entry.deliver(_nobody_for(entry.attempt.job, found.execution_mode))
+                return
+            entry.executor = executor
+            executor.start(entry.attempt, found, entry.deliver)
+
+    async def _found(self, attempt: Attempt) -> JobSpec | PythonJob | Failed:
+        while True:
+            try:
+                return await self._resolve(attempt.project_id, attempt.job)
+            except NotFoundError:
+                return Failed(
+                    f"job {attempt.job!r} does not exist; create it or register it, "
+                    "and retry the step",
+                    "UnknownJob",
+                    final=True,
+                )
+            except UnavailableError as error:
+                await asyncio.sleep(error.retry_after_secs)
+            except Exception as error:  # noqa: BLE001 - the attempt must come to an end in any case
+                failed = failure_of(error)
+                return Failed(f"the job cannot be looked up: {failed.error}", failed.error_class)
+
+
+def _nobody_for(job: str, mode: ExecutionMode) -> Failed:
+    if mode is ExecutionMode.PYTHON:
+        error = (
+            f"job {job!r} is a Python job, but no function is registered under this name; "
+            "start the server with the app that has it"
+        )
+    else:
+        error = f"job {job!r} has execution mode {mode.value!r}, which this server does not do"
+    return Failed(error, "NoExecutor", final=True)
