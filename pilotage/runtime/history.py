@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -72,7 +72,8 @@ def _entry(graph: StepGraph, seq: int, event: Event) -> HistoryEntry:
     name = _names.get(kind)
     if name is None:
         name = _names[kind] = _snake(kind.__name__)
-    reason, data = _details(event)
+    details = _DETAILS.get(kind)
+    reason, data = details(event) if details is not None else (None, None)
     return HistoryEntry(
         seq=seq,
         at=rfc3339(event.at_ms),
@@ -85,34 +86,44 @@ def _entry(graph: StepGraph, seq: int, event: Event) -> HistoryEntry:
     )
 
 
-def _details(event: Event) -> tuple[str | None, dict[str, Any] | None]:
-    match event:
-        case RunCreated(head=head):
-            return None, {"workflow_version": head.version, "triggered_by": head.triggered_by}
-        case RunEnded(status=status, error=error):
-            return error, {"status": status.value}
-        case RunReopened(status=status):
-            return None, {"status": status.value}
-        case StepHeld(checked=checked):
-            return None, {"condition_evaluated": checked}
-        case SlotRequested(job=job):
-            return None, {"job": job}
-        case StepStarted(child_run_id=child):
-            return None, {"child_workflow_run_id": child} if child else None
-        case StepParked(wait=wait, due_ms=due, event_key=key):
-            data: dict[str, Any] = {"waiting_for": wait.value}
-            if due is not None:
-                data["due_at"] = rfc3339(due)
-            if key is not None:
-                data["event_key"] = key
-            return None, data
-        case StepRetryScheduled(error=error, due_ms=due, error_class=kind):
-            return error, {"due_at": rfc3339(due), "error_class": kind}
-        case StepCompleted(resolution=resolution, reason=reason):
-            return reason, {"resolution": resolution.value} if resolution else None
-        case StepFailed(error=error, error_class=kind):
-            return error, {"error_class": kind}
-        case StepSkipped(by=by, reason=reason):
-            return reason, {"skipped_by": by.value}
-        case _:
-            return None, None
+Details = tuple[str | None, dict[str, Any] | None]
+"""An item's `reason` and `data`."""
+
+
+def _parked(e: StepParked) -> Details:
+    data: dict[str, Any] = {"waiting_for": e.wait.value}
+    if e.due_ms is not None:
+        data["due_at"] = rfc3339(e.due_ms)
+    if e.event_key is not None:
+        data["event_key"] = e.event_key
+    return None, data
+
+
+def _started(e: StepStarted) -> Details:
+    return None, {"child_workflow_run_id": e.child_run_id} if e.child_run_id else None
+
+
+def _completed(e: StepCompleted) -> Details:
+    return e.reason, {"resolution": e.resolution.value} if e.resolution else None
+
+
+_DETAILS: dict[type[Event], Callable[[Any], Details]] = {
+    RunCreated: lambda e: (
+        None,
+        {"workflow_version": e.head.version, "triggered_by": e.head.triggered_by},
+    ),
+    RunEnded: lambda e: (e.error, {"status": e.status.value}),
+    RunReopened: lambda e: (None, {"status": e.status.value}),
+    StepHeld: lambda e: (None, {"condition_evaluated": e.checked}),
+    SlotRequested: lambda e: (None, {"job": e.job}),
+    StepStarted: _started,
+    StepParked: _parked,
+    StepRetryScheduled: lambda e: (
+        e.error,
+        {"due_at": rfc3339(e.due_ms), "error_class": e.error_class},
+    ),
+    StepCompleted: _completed,
+    StepFailed: lambda e: (e.error, {"error_class": e.error_class}),
+    StepSkipped: lambda e: (e.reason, {"skipped_by": e.by.value}),
+}
+"""Events that say more than their name; the others have neither reason nor data."""

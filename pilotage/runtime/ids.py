@@ -2,7 +2,8 @@
 
 Layout of the 128 bits (RFC 9562, version 7), most significant first:
 
-    48 time (Unix ms) | 4 version | 12 random | 2 variant | 14 step | 14 attempt | 18 random | 16 shard
+    48 time (Unix ms) | 4 version | 12 random
+    2 variant | 14 step | 14 attempt | 18 random | 16 shard
 
 In a run's own id the step and attempt fields are zero. The id of step run i has step = i + 1, the
 job run of its attempt n also has attempt = n. So a job run's id leads back to run, step and

@@ -186,9 +186,7 @@ def _effects(d: Draft, state: RunState) -> tuple[Effect, ...]:
                 if after.due_ms is None
                 else ScheduleTimer(step=i, due_ms=after.due_ms)
             )
-    for effect in d.effects:
-        if _still_meant(d, effect):
-            out.append(effect)
+    out.extend(effect for effect in d.effects if _still_meant(d, effect))
     out.extend(timers)
     _run_timer(d, state, out)
     return tuple(out)

@@ -10,6 +10,7 @@ from pilotage.runtime.events import (
     Event,
     StepCanceled,
     StepCompleted,
+    StepEvent,
     StepHeld,
     StepParked,
     StepReset,
@@ -51,6 +52,6 @@ def preview(transition: Transition, reset_steps: int | None = None) -> Preview:
     )
 
 
-def _refs(graph: StepGraph, events: Iterable[Event], *kinds: type[Event]) -> list[str]:
-    found = {e.step for e in events if isinstance(e, kinds)}  # type: ignore[attr-defined]
+def _refs(graph: StepGraph, events: Iterable[Event], *kinds: type[StepEvent]) -> list[str]:
+    found = {e.step for e in events if isinstance(e, kinds)}
     return [graph.steps[i].step_ref for i in sorted(found)]

@@ -94,11 +94,13 @@ RETRY_RUN = Move(
 )
 
 
+_ORDER: tuple[str, ...] = tuple(dict.fromkeys(str(s) for s in (*_R, *_S)))
+
+
 def words(statuses: Iterable[str]) -> str:
     """`a, b or c`, in the order of the status enums."""
-    order = [*RunStatus, *(s for s in StepStatus if s not in set(RunStatus))]
-    found = [s for s in order if s in set(statuses)]
-    texts = [str(s) for s in found]
+    wanted = set(statuses)
+    texts = [status for status in _ORDER if status in wanted]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
 
 
