@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from pilotage.settings import (
     BY_KEY,
+    CLIENT_VARIABLES,
     ROWS,
     LoadedSettings,
     Settings,
@@ -172,7 +173,7 @@ def test_an_empty_variable_is_not_set() -> None:
 
 
 def test_other_variables_and_those_of_clients_are_left_alone() -> None:
-    environ = {"PILOTAGE_URL": "x", "PILOTAGE_API_KEY": "y", "PATH": "z", "PORT": "1"}
+    environ = dict.fromkeys([*CLIENT_VARIABLES, "PATH", "PORT"], "1")
     assert load_settings({}, environ, None).settings == Settings()
 
 
@@ -348,6 +349,7 @@ def test_loaded_settings_are_frozen() -> None:
 
 def test_the_documentation_has_every_setting_with_its_default() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert all(f"`{name}`" in page.read_text() for name in CLIENT_VARIABLES)
     documented = re.findall(
         r"^\| `(PILOTAGE_\w+)` \| `?(.+?)`? \| (.+) \|$", page.read_text(), re.MULTILINE
     )
