@@ -8,12 +8,15 @@ Guarantees:
   other threads send, one wake-up of the loop is pending.
 - No ask is left unanswered, not by an actor that ends, nor by a dispatcher or a loop that is
   closed.
+- Handlers run in the context (`contextvars`) in which the dispatcher was made, not in that of some
+  sender: the log context of a request does not leak into what others do.
 - What is lost or refused is counted, and logged at most every `REPORT_EVERY_SECS`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
@@ -27,7 +30,8 @@ import pykka
 
 from pilotage.actors.kernel.compat import Envelope, is_stop
 from pilotage.actors.kernel.errors import MailboxFullError
-from pilotage.actors.kernel.mailbox import Cell, dead_error, is_system
+from pilotage.actors.kernel.mailbox import Cell
+from pilotage.actors.kernel.termination import dead_error, is_system
 
 if TYPE_CHECKING:
     from pilotage.actors.kernel.actor import LoopActor, LoopRef
@@ -39,6 +43,8 @@ SLICE_SECS: Final = 0.005
 SLOW_TURN_SECS: Final = 0.05
 """A turn beyond this holds everybody up and is reported: its handler does too much."""
 REPORT_EVERY_SECS: Final = 10.0
+CLOSE_SECS: Final = 5.0
+"""How long `close` waits for handlers that it has cancelled."""
 REMOTE_CAPACITY: Final = 100_000
 """Messages from other threads that may wait for the loop, over all actors."""
 
@@ -103,7 +109,8 @@ class LoopDispatcher:
         self._woken = False  # a call of _on_wake is pending; guarded by _lock
         # Re-entrant: a finalizer that sends a message may run while it is held.
         self._lock = threading.RLock()
-        self._suspended: set[asyncio.Task[None]] = set()
+        self._suspended: dict[asyncio.Task[None], Cell] = {}
+        self._context = contextvars.copy_context()
         self._dead_letter_report = _Reporter()
         self._slow_report = _Reporter()
 
@@ -133,7 +140,10 @@ class LoopDispatcher:
         )
 
     def on_loop(self, action: Callable[..., object], *args: object) -> None:
-        """Run `action(*args)` on the loop: at once when this is its thread, else soon."""
+        """Run `action(*args)` on the loop: at once when this is its thread, else soon.
+
+        RuntimeError when the loop is closed.
+        """
         if get_ident() == self.thread_id:
             action(*args)
         else:
@@ -164,7 +174,7 @@ class LoopDispatcher:
 
     def _wake(self) -> None:
         try:
-            self.loop.call_soon_threadsafe(self._on_wake)
+            self.loop.call_soon_threadsafe(self._on_wake, context=self._context)
         except RuntimeError:  # the loop was closed and this dispatcher forgotten
             self._bury_remote()
 
@@ -204,13 +214,13 @@ class LoopDispatcher:
         self._ready.append(cell)
         if not self._armed:
             self._armed = True
-            self.loop.call_soon(self._run)
+            self.loop.call_soon(self._run, context=self._context)
 
-    def run_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def run_task(self, cell: Cell, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a suspended handler; the loop itself holds its tasks only weakly."""
-        task = self.loop.create_task(coroutine)
-        self._suspended.add(task)
-        task.add_done_callback(self._suspended.discard)
+        task = self.loop.create_task(coroutine, context=self._context.copy())
+        self._suspended[task] = cell
+        task.add_done_callback(self._suspended.pop)
         return task
 
     def _run(self) -> None:
@@ -230,7 +240,7 @@ class LoopDispatcher:
                 before = now
         finally:  # also when an exit is on its way to the loop
             if ready:
-                self.loop.call_soon(self._run)
+                self.loop.call_soon(self._run, context=self._context)
             else:
                 self._armed = False
 
@@ -271,14 +281,17 @@ class LoopDispatcher:
         """End every actor that has mail or a suspended handler, and refuse all further mail.
 
         Asks that wait are answered with `ActorDeadError`. Stop the actors first, in their order,
-        if they are to finish their work. Actors that are idle simply get no mail any more.
+        if they are to finish their work: here their hooks are not called. Actors that are idle
+        simply get no mail any more. A handler that does not let itself be cancelled is waited for
+        `CLOSE_SECS` long, then logged and left behind.
         """
         self._bury_remote()
-        while self._ready:
-            self._ready.popleft().close()
-        for cell in [cell for cell in self.obliged if cell.task is None]:
-            cell.close()
-        suspended = list(self._suspended)
-        for task in suspended:
-            task.cancel()
-        await asyncio.gather(*suspended, return_exceptions=True)
+        reason = pykka.ActorDeadError("the dispatcher was closed")
+        suspended = dict(self._suspended)
+        for cell in [*self._ready, *self.obliged, *suspended.values()]:
+            cell.abandon(reason)
+        self._ready.clear()
+        if suspended:
+            _, stubborn = await asyncio.wait(suspended, timeout=CLOSE_SECS)
+            for task in stubborn:
+                logger.error("%s does not end when cancelled", suspended[task].actor)

@@ -25,14 +25,20 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from threading import get_ident
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-import msgspec
 import pykka
 
-from pilotage.actors.kernel.compat import Envelope, is_stop, receiver, report_failure
+from pilotage.actors.kernel.compat import Envelope, receiver, report_failure
 from pilotage.actors.kernel.errors import MailboxFullError, RejectError, WouldBlockLoopError
 from pilotage.actors.kernel.futures import running_loop
+from pilotage.actors.kernel.termination import (
+    Listener,
+    Terminated,
+    dead_error,
+    is_system,
+    tell_watcher,
+)
 
 if TYPE_CHECKING:
     from pilotage.actors.kernel.actor import DeferredReply, LoopActor, LoopRef
@@ -57,18 +63,6 @@ CLOSED: Final = 7
 
 STOPPED: Final = 1
 PAUSED: Final = 2
-
-
-class Terminated(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """An actor has ended. `ref` tells its incarnations apart, which share the `urn`."""
-
-    urn: str
-    reason: BaseException | None
-    """None after a normal stop."""
-    ref: LoopRef[Any]
-
-
-Listener: TypeAlias = Callable[[Terminated], object]
 
 
 class Cell:
@@ -96,7 +90,7 @@ class Cell:
         self.flags = 0
         self.remote_pending = 0  # on their way from other threads; guarded by the dispatcher's lock
         self.current: Envelope[Any] | None = None
-        self.deferred: list[DeferredReply] | None = None
+        self.deferred: dict[DeferredReply, None] | None = None  # in order
         self.exit_reason: BaseException | None = None
         self.task: asyncio.Task[None] | None = None
         self.watchers: tuple[Listener, ...] = ()
@@ -226,6 +220,8 @@ class Cell:
 
     def pause(self) -> None:
         """Take no further message until `resume`. Loop thread only."""
+        if self.state == CLOSED:
+            return
         self.flags |= PAUSED
         self.dispatcher.obliged.add(self)
         if self.state == IDLE:
@@ -312,7 +308,7 @@ class Cell:
         self, actor: LoopActor, envelope: Envelope[Any], coroutine: Coroutine[Any, Any, Any]
     ) -> None:
         self.state = SUSPENDED
-        self.task = self.dispatcher.run_task(self._finish(actor, envelope, coroutine))
+        self.task = self.dispatcher.run_task(self, self._finish(actor, envelope, coroutine))
         self.task.add_done_callback(partial(self._task_done, actor, envelope, coroutine))
 
     async def _finish(
@@ -415,6 +411,16 @@ class Cell:
             elif self.state != RUNNING:  # a running turn closes when its message is done
                 self.close()
 
+    def abandon(self, reason: BaseException) -> None:
+        """End without hooks, because the loop goes away. Loop thread only."""
+        if self.exit_reason is None:
+            self.exit_reason = reason
+        self.set()
+        if self.task is not None:
+            self.task.cancel()
+        else:
+            self.close()
+
     def close(self) -> None:
         """The one exit of every actor. Loop thread only; again does nothing."""
         actor = self.actor
@@ -444,15 +450,15 @@ class Cell:
     def owe(self, reply: DeferredReply) -> None:
         """Remember that `reply` is to be answered, at the latest when the actor ends."""
         if self.deferred is None:
-            self.deferred = []
-        self.deferred.append(reply)
+            self.deferred = {}
+        self.deferred[reply] = None
         self.dispatcher.obliged.add(self)
 
     def settle(self, reply: DeferredReply) -> None:
         """Forget `reply`: it is answered."""
         if self.deferred is None:
             return
-        self.deferred.remove(reply)
+        self.deferred.pop(reply, None)
         if not self.deferred:
             self.deferred = None
             if not self.flags & PAUSED:
@@ -476,25 +482,3 @@ class Cell:
     def remove_watcher(self, watcher: Listener) -> None:
         """See `unwatch`. Loop thread only."""
         self.watchers = tuple(w for w in self.watchers if w != watcher)
-
-
-def is_system(message: object) -> bool:
-    """Whether mailbox bounds do not apply to this message."""
-    return is_stop(message) or isinstance(message, Terminated)
-
-
-def dead_error(ref: LoopRef[Any] | None, reason: BaseException | None) -> pykka.ActorDeadError:
-    """What an asker gets whose message will not be handled, or not be answered, any more."""
-    error = pykka.ActorDeadError(
-        f"{'the actor' if ref is None else ref} stopped before answering the message"
-    )
-    error.__cause__ = reason
-    return error
-
-
-def tell_watcher(watcher: Listener, last_word: Terminated) -> None:
-    """Deliver `last_word`; a watcher that fails is logged and disturbs nobody."""
-    try:
-        watcher(last_word)
-    except Exception:
-        logger.exception("A watcher of %s failed", last_word.urn)

@@ -19,6 +19,7 @@ a test or a simulation, calls `fire_due`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 import logging
 from collections.abc import Callable, Hashable
@@ -56,6 +57,8 @@ class Timers(Generic[K]):
         self._heap: list[_Entry[K]] = []
         self._live: dict[K, _Entry[K]] = {}
         self._seq = 0
+        # Callbacks run in the context of the owner, not in that of whoever set the first timer.
+        self._context = contextvars.copy_context()
         self._handle: asyncio.Handle | None = None
         self._wake_at_ms = 0
         self._firing = False
@@ -166,9 +169,11 @@ class Timers(Generic[K]):
         self._wake_at_ms = due_ms
         delay_secs = (due_ms - self._clock.now_ms()) / 1000
         if delay_secs <= 0:
-            self._handle = self._loop.call_soon(self._on_wake)
+            self._handle = self._loop.call_soon(self._on_wake, context=self._context)
         else:
-            self._handle = self._loop.call_later(min(delay_secs, RECHECK_SECS), self._on_wake)
+            self._handle = self._loop.call_later(
+                min(delay_secs, RECHECK_SECS), self._on_wake, context=self._context
+            )
 
     def _drop_dead_head(self) -> None:
         heap, live = self._heap, self._live

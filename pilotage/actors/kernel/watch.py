@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from pilotage.actors.kernel.actor import LoopRef
-from pilotage.actors.kernel.mailbox import Terminated
+from pilotage.actors.kernel.termination import Terminated
 
 __all__ = ["RestartIntensity", "Terminated", "Watcher", "unwatch", "watch"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import weakref
@@ -336,6 +337,26 @@ async def test_an_actor_paused_while_it_waits_for_its_turn_keeps_its_mail(
     assert actor.seen == []
     actor.resume()
     assert await asked == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_the_context_of_a_sender_does_not_leak_into_handlers(
+    dispatcher: LoopDispatcher, asynchronous: bool
+) -> None:
+    request = contextvars.ContextVar("request", default="none")
+    ref = dispatcher.spawn(Recorder, "a")
+
+    async def read_later() -> str:
+        await asyncio.sleep(0)
+        seen = request.get()
+        request.set("left behind by a handler")
+        return seen
+
+    request.set("GET /runs")
+    for _ in range(2):
+        message = do(lambda _: read_later() if asynchronous else request.get())
+        assert await ref.ask(message, block=False) == "none"
+        assert await asyncio.to_thread(ref.ask, message, timeout=5) == "none"
 
 
 async def test_str_of_actor_and_ref_name_class_and_urn(dispatcher: LoopDispatcher) -> None:

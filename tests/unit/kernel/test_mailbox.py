@@ -267,6 +267,36 @@ async def test_closing_answers_everything_that_waits() -> None:
             dispatcher.spawn(Recorder, "late")
         await dispatcher.close()
     assert {word.urn for word in words} == {"waiting", "suspended", "paused", "owing"}
+    assert {str(word.reason) for word in words} == {"the dispatcher was closed"}
+    assert dispatcher.stats().crashes == 0
+
+
+async def test_closing_does_not_wait_for_ever_for_a_handler_that_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatching, "CLOSE_SECS", 0.01)
+    dispatcher = LoopDispatcher()
+    release = asyncio.Event()
+
+    async def go_on() -> str:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return "finished all the same"
+
+    ref = dispatcher.spawn(Recorder, "a")
+    asked = ref.ask(do(lambda _: go_on()), block=False)
+    behind = ref.ask("behind", block=False)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await dispatcher.close()
+    assert "Recorder (a) does not end when cancelled" in caplog.text
+    release.set()
+    assert await asked == "finished all the same"
+    with pytest.raises(ActorDeadError):
+        await behind
 
 
 def test_an_ask_to_a_loop_that_was_closed_without_its_dispatcher_is_answered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import sys
 import time
@@ -255,8 +256,10 @@ async def test_one_call_is_pending_whatever_the_number_of_timers(
     handles: list[asyncio.TimerHandle] = []
     call_later = loop.call_later
 
-    def counting(delay: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        handles.append(call_later(delay, callback))
+    def counting(
+        delay: float, callback: Callable[[], object], *, context: contextvars.Context
+    ) -> asyncio.TimerHandle:
+        handles.append(call_later(delay, callback, context=context))
         return handles[-1]
 
     monkeypatch.setattr(loop, "call_later", counting)
@@ -267,6 +270,24 @@ async def test_one_call_is_pending_whatever_the_number_of_timers(
     assert sum(not handle.cancelled() for handle in handles) == 1
     timers.close()
     assert all(handle.cancelled() for handle in handles)
+
+
+async def test_callbacks_run_in_the_context_of_the_owner() -> None:
+    request = contextvars.ContextVar("request", default="none")
+    timers: Timers[str] = Timers(SystemClock(), asyncio.get_running_loop())
+    seen: list[str] = []
+    done = asyncio.Event()
+
+    def fire(_: str) -> None:
+        seen.append(request.get())
+        done.set()
+
+    request.set("GET /runs")
+    timers.set("key", 0, fire)
+    async with asyncio.timeout(10):
+        await done.wait()
+    assert seen == ["none"]
+    timers.close()
 
 
 async def test_a_jump_forward_is_noticed_by_the_next_look_at_the_clock(
