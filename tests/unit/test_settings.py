@@ -224,6 +224,7 @@ def test_a_full_variable_name_in_the_file_is_explained(tmp_path: Path) -> None:
         ("redis_url", "redis://h:port", "must be a URL such as redis://"),
         ("redis_url", "unix://", "must be a URL such as redis://"),
         ("data_dir", "a\0b", "must be a path"),
+        ("data_dir", "~nobody-has-this-name/data", "must be a path; the home directory"),
         ("allow_private_endpoints", "maybe", "must be true or false"),
         ("snapshot_fsync", "never", "must be one of everysec, always, no"),
         ("retention_failed", "soon", "must be a duration such as"),
