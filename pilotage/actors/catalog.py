@@ -76,6 +76,19 @@ def _filing(kind: str, type_: type[D]) -> Filing[D]:
     return Filing(kind=kind, encode=encode, decode=partial(decode, decoder=decoder, what=kind))  # type: ignore[arg-type]
 
 
+class Listeners:
+    """Who is told of changes of definitions, after they are stored. Set by the runtime."""
+
+    def __init__(self) -> None:
+        self.workflow: Callable[[Workflow], object] = _ignore
+        self.workflow_deleted: Callable[[str], object] = _ignore
+        self.job: Callable[[Job], object] = _ignore
+
+
+def _ignore(_: object) -> None:
+    return None
+
+
 class Catalog:
     """`fence` gives the fencing token of this process.
 
@@ -99,6 +112,7 @@ class Catalog:
         self._jobs = Shelf(store, _filing("job", Job), fence)
         self._graphs = GraphCache()
         self._locks = tuple(asyncio.Lock() for _ in range(_LOCKS))
+        self.listeners = Listeners()
         self.keys = ApiKeys(store, clock=clock, fence=fence, admin_key=admin_key)
 
     # --- workflows -------------------------------------------------------------------------
@@ -185,6 +199,7 @@ class Catalog:
                 )
             if not await self._workflows.delete(workflow.id):
                 raise _unknown("workflow", workflow.id)
+            self.listeners.workflow_deleted(workflow.id)
 
     async def list_workflows(
         self, project_id: str | None, limit: int, after: Position | None = None
@@ -289,6 +304,7 @@ class Catalog:
                 revision=job.revision + 1,
             )
             await self._jobs.put(new, job.project_id, slug=new.slug, revision=new.revision)
+            self.listeners.job(new)
             return new
 
     async def delete_job(self, job: Job) -> None:
@@ -374,6 +390,7 @@ class Catalog:
             if new_version:
                 await self._versions.delete(workflow.version_id)
             raise
+        self.listeners.workflow(workflow)
 
     async def _require_jobs(self, workflow: Workflow) -> None:
         """The references were checked before; a job may have been deleted meanwhile."""

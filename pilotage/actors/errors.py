@@ -42,3 +42,11 @@ class UnavailableError(ApplicationError):
     def __init__(self, message: str, retry_after_secs: int = 1) -> None:
         super().__init__(message)
         self.retry_after_secs = retry_after_secs
+
+
+class UnauthenticatedError(ApplicationError):
+    """The credential is missing, malformed, unknown, expired or revoked."""
+
+
+class GoneError(ApplicationError):
+    """What this is about is over and takes no more reports."""

@@ -67,6 +67,11 @@ class RedisStore(RedisRuns, RedisRecords):
                 raise LeaseHeldError(held.decode().partition(" ")[2])
             await asyncio.sleep(min(_POLL_SECS, max(left_ms, 1) / 1000))
 
+    async def forget_lease(self) -> None:
+        """Remove a lease whoever has it. Only for a server that a lock file gives to us alone:
+        its last owner is known to be gone."""
+        await self.link.command("DEL", self.keys.lease)
+
     async def renew(self, owner: str, fence: int, lease_secs: float) -> None:
         letter = await self.link.write(
             scripts.RENEW, [self.keys.lease, self.keys.fence], [fence, owner, _ms(lease_secs)]

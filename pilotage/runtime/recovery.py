@@ -7,8 +7,11 @@ children are created if absent, timers and subscriptions are keyed.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from pilotage.runtime import inputs
 from pilotage.runtime.backoff import policy_of, timeout_secs
+from pilotage.runtime.commands import AttemptFailed
 from pilotage.runtime.draft import Draft
 from pilotage.runtime.effects import (
     Effect,
@@ -19,9 +22,9 @@ from pilotage.runtime.effects import (
     StartAttempt,
     StartChild,
 )
+from pilotage.runtime.errors import TemplateError
 from pilotage.runtime.graph import bits
-from pilotage.runtime.machine import run_due_ms
-from pilotage.runtime.state import RunState
+from pilotage.runtime.state import RunState, delay_ms, run_due_ms
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 
 
@@ -29,8 +32,8 @@ def recovery_effects(state: RunState, now: int) -> list[Effect]:
     """Timers, subscriptions, queue places, attempts and children of an active run.
 
     An attempt that a remote job has accepted is not dispatched again: it reports by callback or
-    runs into its timeout. Every other attempt in progress is, under the same number.
-    Raises `TemplateError` if an input cannot be built again (the state is not what it was).
+    runs into its timeout. Every other attempt in progress is, under the same number, but for
+    those of `undeliverable`.
     """
     if state.status.is_terminal:
         return []
@@ -38,11 +41,8 @@ def recovery_effects(state: RunState, now: int) -> list[Effect]:
     due = run_due_ms(state.head, state.vitals, now)
     if due is not None:
         effects.append(ScheduleTimer(step=None, due_ms=due))
-    if state.status is RunStatus.PENDING:
-        delay = state.head.delay_until_ms
-        if delay is None or delay <= now:
-            since = max(state.vitals.queued_at_ms, delay or 0)
-            effects.append(QueueRun(since_ms=since, held=state.vitals.held))
+    if state.status is RunStatus.PENDING and delay_ms(state.head, state.vitals, now) is None:
+        effects.append(QueueRun(since_ms=state.vitals.queued_at_ms, held=state.vitals.held))
     d = Draft(state, now)
     for i in bits(state.masks.open):
         _step_effects(d, i, effects)
@@ -59,22 +59,63 @@ def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
         since = step.ready_since_ms or 0
         effects.append(RequestSlot(step=i, job=spec.job_id or "", since_ms=since))
     elif step.status is StepStatus.RUNNING:
-        if spec.step_type is StepType.SUB_WORKFLOW:
-            effects.append(child_start(d, i))
-        elif not step.accepted:
+        if step.accepted:
+            return
+        try:
             effects.append(
-                StartAttempt(
-                    step=i,
-                    attempt=step.attempt,
-                    job=spec.job_id or "",
-                    input=inputs.build_input(d, i),
-                    timeout_secs=timeout_secs(spec, policy_of(spec, d.head.policies)),
-                )
+                _child_start(d, i) if spec.step_type is StepType.SUB_WORKFLOW else _attempt(d, i)
             )
+        except TemplateError:
+            return  # see `undeliverable`; a child was created before its input could change
 
 
-def child_start(d: Draft, i: int) -> StartChild:
-    """The creation of the child that step i waits for."""
+def _attempt(d: Draft, i: int) -> StartAttempt:
+    spec = d.graph.steps[i]
+    return StartAttempt(
+        step=i,
+        attempt=d.step(i).attempt,
+        job=spec.job_id or "",
+        input=inputs.build_input(d, i),
+        timeout_secs=timeout_secs(spec, policy_of(spec, d.head.policies)),
+    )
+
+
+def attempts_in_progress(state: RunState) -> list[StartAttempt]:
+    """The attempts of all running job steps, accepted ones included, as they were dispatched;
+    without those whose input cannot be built any more.
+    """
+    d = Draft(state)
+    found: list[StartAttempt] = []
+    for i in bits(state.masks.running):
+        if state.graph.steps[i].step_type is StepType.JOB:
+            with suppress(TemplateError):
+                found.append(_attempt(d, i))
+    return found
+
+
+def undeliverable(state: RunState) -> list[AttemptFailed]:
+    """What to tell a run that was loaded, after its recovery effects: attempts in progress that
+    cannot be dispatched again because a dependency has been taken back since (its retry cleared
+    the output that the input was made from). They have failed, retryable: the next attempt waits
+    for the dependency.
+    """
+    d = Draft(state)
+    found: list[AttemptFailed] = []
+    for i in bits(state.masks.running):
+        step = d.step(i)
+        if state.graph.steps[i].step_type is not StepType.JOB or step.accepted:
+            continue
+        try:
+            inputs.build_input(d, i)
+        except TemplateError as error:
+            text = f"the attempt was lost and cannot be delivered again: {error}"
+            found.append(
+                AttemptFailed(step=i, attempt=step.attempt, error=text, error_class="lost")
+            )
+    return found
+
+
+def _child_start(d: Draft, i: int) -> StartChild:
     step = d.step(i)
     return StartChild(
         step=i,
@@ -86,5 +127,8 @@ def child_start(d: Draft, i: int) -> StartChild:
 
 
 def start_of_child(state: RunState, i: int, now: int) -> StartChild:
-    """`child_start` for a state: what a child that does not exist yet is created from."""
-    return child_start(Draft(state, now), i)
+    """The creation of the child that step i waits for, if it does not exist (any more).
+
+    Raises `TemplateError` if its input cannot be built from the state.
+    """
+    return _child_start(Draft(state, now), i)

@@ -7,6 +7,7 @@ there, `max_parallel_steps` is omitted when 0. Times are RFC 3339 in UTC with `Z
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -25,7 +26,13 @@ from pilotage.runtime.status import (
 def rfc3339(ms: int) -> str:
     """Unix milliseconds as RFC 3339 text, e.g. `2026-01-31T09:30:00.250Z`."""
     seconds, millis = divmod(ms, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{millis:03d}Z"
+    return f"{_to_the_second(seconds)}.{millis:03d}Z"
+
+
+@lru_cache(maxsize=256)
+def _to_the_second(seconds: int) -> str:
+    """Most times that are shown together share their second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def _when(ms: int | None) -> str | None:
@@ -131,10 +138,20 @@ def waiting_for(state: RunState, i: int, step: StepState) -> WaitingFor | None:
     return WaitingFor.JOB_LIMIT
 
 
+def _carried(state: RunState, step: StepState) -> bool:
+    """Whether a retry took the step over: its attempts belong to the run before."""
+    started = step.started_at_ms
+    return (
+        state.head.retry_of_run_id is not None
+        and started is not None
+        and started < state.head.created_at_ms
+    )
+
+
 def step_view(state: RunState, i: int) -> StepView:
     step, spec = state.step(i), state.graph.steps[i]
     run_id = state.head.id
-    has_job_run = spec.step_type is StepType.JOB and step.attempt > 0
+    has_job_run = spec.step_type is StepType.JOB and step.attempt > 0 and not _carried(state, step)
     waits = waiting_for(state, i, step)
     return StepView(
         id=step_run_id(run_id, i),
@@ -145,7 +162,7 @@ def step_view(state: RunState, i: int) -> StepView:
         attempt=step.attempt,
         status=step.status,
         deps_completed=(state.graph.deps_mask[i] & state.masks.satisfied).bit_count(),
-        deps_required=len(spec.depends_on),
+        deps_required=state.graph.deps_mask[i].bit_count(),
         output=None if step.output is None else msgspec.Raw(step.output),
         error=step.error,
         started_at=_when(step.started_at_ms),

@@ -1,0 +1,104 @@
+"""Job runs of one run in memory: the records of the attempts in progress, kept from the events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from pilotage.actors.executors.port import Logged, Progressed
+from pilotage.actors.job_runs import JobRunRecord, LogLine, Progress, add_log, shown_input
+from pilotage.runtime.effects import StartAttempt
+from pilotage.runtime.events import (
+    Event,
+    StepAccepted,
+    StepCanceled,
+    StepCompleted,
+    StepEvent,
+    StepFailed,
+    StepReset,
+    StepRetryScheduled,
+    StepSkipped,
+)
+from pilotage.runtime.state import Resolution
+from pilotage.runtime.status import JobRunStatus
+
+Changed = dict[tuple[int, int], JobRunRecord]
+
+
+class AttemptRecords:
+    """step -> (attempt, record) of the attempts in progress."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[int, JobRunRecord]] = {}
+
+    def begin(self, effect: StartAttempt, now: int) -> JobRunRecord:
+        record = JobRunRecord(
+            job=effect.job,
+            status=JobRunStatus.EXECUTING,
+            payload=shown_input(effect.input),
+            started_at_ms=now,
+            created_at_ms=now,
+        )
+        self._open[effect.step] = (effect.attempt, record)
+        return record
+
+    def follow(self, events: Iterable[Event], into: Changed) -> None:
+        """Close the records that the events end; what changed goes `into`."""
+        for event in events:
+            if isinstance(event, StepEvent) and event.step in self._open:
+                attempt, record = self._open[event.step]
+                ended = _ended(event, record)
+                if ended is not None:
+                    into[event.step, attempt] = ended
+                    if isinstance(event, StepAccepted):
+                        self._open[event.step] = (attempt, ended)
+                    else:
+                        del self._open[event.step]
+
+    def note(
+        self, step: int, attempt: int, note: Progressed | Logged, now: int, into: Changed
+    ) -> bool:
+        """Add progress or a log line; False if the attempt is not in progress."""
+        found = self._open.get(step)
+        if found is None or found[0] != attempt:
+            return False
+        record = found[1]
+        if isinstance(note, Progressed):
+            progress = Progress(note.percent, note.message)
+            record = msgspec.structs.replace(record, progress=progress)
+        else:
+            record = add_log(record, LogLine(now, note.level, note.message, note.data))
+        self._open[step] = (attempt, record)
+        into[step, attempt] = record
+        return True
+
+
+def _ended(event: StepEvent, record: JobRunRecord) -> JobRunRecord | None:
+    """The record after the event; None if the event says nothing about the attempt."""
+    if isinstance(event, StepAccepted):
+        return msgspec.structs.replace(record, status=JobRunStatus.WAITING)
+    if isinstance(event, StepCompleted) and event.resolution is not Resolution.FORCED:
+        return msgspec.structs.replace(
+            record,
+            status=JobRunStatus.COMPLETED,
+            result=event.output,
+            finished_at_ms=event.at_ms,
+        )
+    if isinstance(event, StepRetryScheduled | StepFailed):
+        timed_out = event.error_class == "timeout"
+        return msgspec.structs.replace(
+            record,
+            status=JobRunStatus.TIMED_OUT if timed_out else JobRunStatus.FAILED,
+            error=event.error,
+            error_class=event.error_class,
+            finished_at_ms=event.at_ms,
+            next_retry_at_ms=event.due_ms if isinstance(event, StepRetryScheduled) else None,
+        )
+    if isinstance(event, StepCompleted | StepSkipped | StepCanceled | StepReset):
+        return msgspec.structs.replace(
+            record, status=JobRunStatus.CANCELED, finished_at_ms=event.at_ms
+        )
+    return None

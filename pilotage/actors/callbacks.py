@@ -1,0 +1,139 @@
+"""Reports of remote jobs: the callback API behind run tokens (definitions.md).
+
+A token is bound to one attempt. A report for an attempt that a newer one has replaced is a
+`ConflictError`, for a step that is over otherwise a `GoneError`.
+"""
+
+from __future__ import annotations
+
+from pilotage.actors.catalog import Catalog
+from pilotage.actors.errors import (
+    ConflictError,
+    GoneError,
+    NotFoundError,
+    UnauthenticatedError,
+)
+from pilotage.actors.executors.port import Logged, Progressed
+from pilotage.actors.executors.tokens import RunTokens
+from pilotage.actors.kernel import Clock, Timers
+from pilotage.actors.messages import AttemptNote
+from pilotage.actors.services import TimerKey
+from pilotage.actors.supervisor import Supervisor
+from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command
+from pilotage.runtime.ids import Located, locate
+from pilotage.runtime.replies import Late
+from pilotage.runtime.state import RunState
+from pilotage.runtime.status import StepStatus
+
+
+class Callbacks:
+    """What remote jobs may tell us. All on the actors' loop."""
+
+    def __init__(
+        self,
+        *,
+        supervisor: Supervisor,
+        catalog: Catalog,
+        tokens: RunTokens,
+        clock: Clock,
+        timers: Timers[TimerKey],
+    ) -> None:
+        self._supervisor = supervisor
+        self._catalog = catalog
+        self._tokens = tokens
+        self._clock = clock
+        self._timers = timers
+
+    async def complete(self, job_run_id: str, token: str, output: bytes | None) -> None:
+        where, step = self._authenticated(job_run_id, token)
+        command = AttemptCompleted(step=step, attempt=where.attempt, output=output, actor="job")
+        await self._report(where, step, command)
+
+    async def fail(self, job_run_id: str, token: str, error: str, *, final: bool) -> None:
+        where, step = self._authenticated(job_run_id, token)
+        command = AttemptFailed(
+            step=step,
+            attempt=where.attempt,
+            error=error,
+            error_class="job_error",
+            final=final,
+            actor="job",
+        )
+        await self._report(where, step, command)
+
+    async def heartbeat(self, job_run_id: str, token: str) -> None:
+        """From the first one on the job must go on sending them, if it has a bound for that."""
+        where, step = self._authenticated(job_run_id, token)
+        state = await self._running(where, step)
+        job = await self._catalog.job_for_attempt(
+            state.head.project_id, state.graph.steps[step].job_id or ""
+        )
+        bound = job.spec.heartbeat_timeout_secs
+        if bound is None:
+            return
+
+        def missed(key: TimerKey) -> None:
+            del key
+            self._supervisor.notify(
+                where.run_id,
+                AttemptFailed(
+                    step=step,
+                    attempt=where.attempt,
+                    error=f"no heartbeat for {bound:g} s",
+                    error_class="heartbeat_timeout",
+                ),
+            )
+
+        key = (f"heartbeat {where.run_id} {where.attempt}", step)
+        self._timers.set(key, self._clock.now_ms() + round(bound * 1000), missed)
+
+    async def progress(
+        self, job_run_id: str, token: str, percent: float, message: str | None
+    ) -> None:
+        await self._note(job_run_id, token, Progressed(percent, message))
+
+    async def log(
+        self, job_run_id: str, token: str, level: str, message: str, data: bytes | None
+    ) -> None:
+        await self._note(job_run_id, token, Logged(level, message, data))
+
+    async def _note(self, job_run_id: str, token: str, note: Progressed | Logged) -> None:
+        where, step = self._authenticated(job_run_id, token)
+        await self._running(where, step)
+        message = AttemptNote(step=step, attempt=where.attempt, note=note)
+        await self._supervisor.ask(where.run_id, message)
+
+    def _authenticated(self, job_run_id: str, token: str) -> tuple[Located, int]:
+        where = locate(job_run_id)
+        if (
+            where is None
+            or where.step is None
+            or not self._tokens.verify(token, job_run_id, self._clock.now_ms())
+        ):
+            raise UnauthenticatedError("the run token is not valid for this job run")
+        return where, where.step
+
+    async def _report(self, where: Located, step: int, command: Command) -> None:
+        try:
+            answer = await self._supervisor.command(where.run_id, command)
+        except NotFoundError:
+            raise GoneError("the run is over and was removed") from None
+        self._timers.cancel((f"heartbeat {where.run_id} {where.attempt}", step))
+        if isinstance(answer.result, Late):
+            raise _late(answer.state, step, answer.result.superseded)
+
+    async def _running(self, where: Located, step: int) -> RunState:
+        state = await self._supervisor.state(where.run_id)
+        if state is None:
+            raise GoneError("the run is over and was removed")
+        now = state.step(step)
+        if now.status is not StepStatus.RUNNING or now.attempt != where.attempt:
+            raise _late(state, step, now.attempt > where.attempt)
+        return state
+
+
+def _late(state: RunState, step: int, superseded: bool) -> ConflictError | GoneError:  # noqa: FBT001
+    ref, found = state.graph.steps[step].step_ref, state.step(step)
+    if superseded:
+        return ConflictError(f'step "{ref}" is at attempt {found.attempt} already')
+    return GoneError(f'step "{ref}" is {found.status} and takes no more reports')

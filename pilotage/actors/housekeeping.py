@@ -1,0 +1,97 @@
+"""What has to be done again and again: keep the lease, remove expired runs, mind the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from pilotage.actors.kernel import Clock
+from pilotage.persistence.embedded import EmbeddedServer
+from pilotage.persistence.port import FencedError, Store, StoreError, StoreUnavailableError
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECS = 5.0
+SWEEP_BATCH = 100
+
+
+class Housekeeping:
+    """Three tasks. `lost_fence` is called when another process has the lease."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        owner: str,
+        fence: Callable[[], int],
+        lease_secs: float,
+        lost_fence: Callable[[], None],
+        embedded: EmbeddedServer | None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._owner = owner
+        self._fence = fence
+        self._lease_secs = lease_secs
+        self._lost_fence = lost_fence
+        self._embedded = embedded
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        work: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("lease", self._keep_lease),
+            ("retention", self._sweep),
+        ]
+        if self._embedded is not None:
+            work.append(("embedded store", self._mind_store))
+        for name, forever in work:
+            self._tasks.append(asyncio.create_task(_run(forever), name=name))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_secs / 3)
+            try:
+                await self._store.renew(self._owner, self._fence(), self._lease_secs)
+            except FencedError:
+                self._lost_fence()
+                return
+            except StoreUnavailableError as error:
+                logger.debug("the lease could not be renewed: %s", error)
+
+    async def _sweep(self) -> None:
+        """Remove finished runs whose retention is over, by index, a bounded batch at a time."""
+        while True:
+            await asyncio.sleep(SWEEP_SECS)
+            try:
+                while True:
+                    expired = await self._store.expired_run_ids(self._clock.now_ms(), SWEEP_BATCH)
+                    if not expired:
+                        break
+                    removed = await self._store.delete_runs(expired, self._fence())
+                    if not removed:
+                        break
+            except StoreError as error:
+                logger.debug("expired runs could not be removed: %s", error)
+
+    async def _mind_store(self) -> None:
+        """The embedded server died: start it again; what was acknowledged is in its log."""
+        assert self._embedded is not None  # the task is started only then
+        while True:
+            end = await self._embedded.wait_died()
+            logger.error("the embedded store died (%s); it is started again", end)
+            await self._embedded.restart()
+
+
+async def _run(forever: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await forever()
+    except Exception:
+        logger.exception("housekeeping stopped")

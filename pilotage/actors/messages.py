@@ -1,0 +1,62 @@
+"""What run actors are told besides commands, and what they answer."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilotage.actors.executors.port import Logged, Progressed
+from pilotage.persistence.port import IdempotencyRecord
+from pilotage.runtime.commands import Command
+from pilotage.runtime.machine import Transition
+from pilotage.runtime.replies import Reply
+from pilotage.runtime.rules import Rejection
+from pilotage.runtime.state import RunState
+
+
+class Remember(msgspec.Struct, frozen=True, kw_only=True):
+    """A command together with the idempotency record that its transition is stored with."""
+
+    command: Command
+    record: IdempotencyRecord
+
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What would this command do? Answered with a `Transition` or a `Rejection`; no effect."""
+
+    command: Command
+
+
+class AttemptNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Progress or a log line of an attempt."""
+
+    step: int
+    attempt: int
+    note: Progressed | Logged
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of the run's outbox has been acknowledged by its receiver."""
+
+    message_id: str
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """Leave memory, if the run is still finished and has nothing left to do."""
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """Do again what a crash may have lost: derived effects and the messages of the outbox."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command led to, and the run's stored state after it."""
+
+    result: Reply | Rejection
+    state: RunState
+
+
+class AlreadyExistsError(Exception):
+    """A run of this id is stored already (a creation that was done before a crash)."""
+
+
+Outcome = Transition | Rejection

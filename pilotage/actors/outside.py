@@ -1,0 +1,334 @@
+"""What a run does to the world: its effects, after the state that demands them is stored.
+
+Timers, slots, subscriptions and attempts are handed on at once. What goes to other runs (creating
+children, messages of the outbox) is done in order by one task a run, again and again until it is
+acknowledged; the store keeps the messages until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pykka import ActorDeadError
+
+from pilotage.actors.errors import ApplicationError, NotFoundError, UnavailableError
+from pilotage.actors.executors.port import (
+    Accepted,
+    Attempt,
+    Completed,
+    Failed,
+    Report,
+    Reporter,
+)
+from pilotage.actors.kernel import MailboxFullError
+from pilotage.actors.messages import AttemptNote, Delivered
+from pilotage.actors.services import RUN_TIMER, Services, TimerKey
+from pilotage.persistence.port import StoreError
+from pilotage.runtime.commands import (
+    AdmitRun,
+    AttemptAccepted,
+    AttemptCompleted,
+    AttemptFailed,
+    CancelRun,
+    ChildEnded,
+    Command,
+    HoldRun,
+    ReopenChild,
+    TimerFired,
+)
+from pilotage.runtime.effects import (
+    CancelTimer,
+    Effect,
+    EmitEvent,
+    ParkEvent,
+    QueueRun,
+    ReleaseRunSlot,
+    ReleaseSlot,
+    RequestSlot,
+    ScheduleTimer,
+    StartAttempt,
+    StartChild,
+    StopAttempt,
+    TellChild,
+    TellParent,
+    UnparkEvent,
+)
+from pilotage.runtime.ids import job_run_id
+from pilotage.runtime.recovery import start_of_child
+from pilotage.runtime.state import RunState
+from pilotage.runtime.status import RunStatus
+
+if TYPE_CHECKING:
+    from pilotage.actors.run_actor import RunActor
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECS = 0.1
+MAX_PAUSE_SECS = 30.0
+ADMIT = AdmitRun()
+_NOT_NOW = (UnavailableError, StoreError, ActorDeadError, MailboxFullError, TimeoutError)
+
+
+class Outside:
+    """The effects of one run. Everything on the loop; `close` when its actor ends."""
+
+    __slots__ = ("_actor", "_queue", "_services", "_task")
+
+    def __init__(self, services: Services, actor: RunActor) -> None:
+        self._services = services
+        self._actor = actor
+        self._queue: deque[tuple[str | None, Effect]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def _run_id(self) -> str:
+        return self._actor.actor_urn
+
+    @property
+    def _state(self) -> RunState:
+        state = self._actor.published
+        assert state is not None  # effects come after the first stored state
+        return state
+
+    def do_all(self, effects: Iterable[Effect], outbox: Mapping[str, Effect]) -> None:
+        """Do the effects in order; `outbox` names the messages among them."""
+        ids = {id(message): key for key, message in outbox.items()}
+        for effect in effects:
+            at_once = _AT_ONCE.get(type(effect))
+            if at_once is not None:
+                at_once(self, effect)
+            else:
+                self._later(ids.get(id(effect)), effect)
+
+    def deliver_all(self, outbox: Mapping[str, Effect]) -> None:
+        for message_id, message in sorted(outbox.items(), key=_in_order):
+            self._later(message_id, message)
+
+    # --- at once -----------------------------------------------------------------------------
+
+    def _start_attempt(self, effect: StartAttempt) -> None:
+        state, i = self._state, effect.step
+        spec = state.graph.steps[i]
+        attempt = Attempt(
+            project_id=state.head.project_id,
+            run_id=state.id,
+            step=i,
+            step_ref=spec.step_ref,
+            attempt=effect.attempt,
+            job=effect.job,
+            job_run_id=job_run_id(state.id, i, effect.attempt),
+            input=effect.input,
+            timeout_secs=effect.timeout_secs,
+            output_transform=spec.output_transform,
+        )
+        self._services.executors.start(attempt, self._reporter(i, effect.attempt))
+
+    def _reporter(self, step: int, attempt: int) -> Reporter:
+        directory, run_id = self._services.directory, self._run_id
+
+        def report(what: Report) -> None:
+            directory.notify(run_id, _as_message(step, attempt, what))
+
+        return report
+
+    def _stop_attempt(self, effect: StopAttempt) -> None:
+        self._services.executors.stop(self._run_id, effect.step, effect.attempt, effect.timed_out)
+
+    def _request_slot(self, effect: RequestSlot) -> None:
+        job = (self._state.head.project_id, effect.job)
+        self._services.admission.request_step(job, self._run_id, effect.step, effect.since_ms)
+
+    def _release_slot(self, effect: ReleaseSlot) -> None:
+        job = (self._state.head.project_id, effect.job)
+        self._services.admission.release_step(job, self._run_id, effect.step)
+
+    def _release_run_slot(self, _: ReleaseRunSlot) -> None:
+        head = self._state.head
+        if self._state.status.is_terminal:
+            self._services.admission.release_run(head.workflow_id, head.id)
+
+    def _queue_run(self, effect: QueueRun) -> None:
+        head = self._state.head
+        if self._state.status is not RunStatus.PENDING:
+            return
+        if head.slotless and not effect.held:
+            self._services.directory.notify(head.id, ADMIT)
+        else:
+            self._services.admission.queue_run(
+                head.workflow_id, head.id, effect.since_ms, held=effect.held
+            )
+
+    def _schedule_timer(self, effect: ScheduleTimer) -> None:
+        key = (self._run_id, RUN_TIMER if effect.step is None else effect.step)
+        self._services.timers.set(key, effect.due_ms, self._timer_fired)
+
+    def _cancel_timer(self, effect: CancelTimer) -> None:
+        step = RUN_TIMER if effect.step is None else effect.step
+        self._services.timers.cancel((self._run_id, step))
+
+    def _timer_fired(self, key: TimerKey) -> None:
+        step = None if key[1] == RUN_TIMER else key[1]
+        self._services.directory.notify(key[0], TimerFired(step=step))
+
+    def _park(self, effect: ParkEvent) -> None:
+        project = self._state.head.project_id
+        self._services.hub.park(
+            project, effect.event_key, self._run_id, effect.step, effect.attempt
+        )
+        self._later(None, effect)
+
+    def _unpark(self, effect: UnparkEvent) -> None:
+        project = self._state.head.project_id
+        self._services.hub.unpark(project, effect.event_key, self._run_id, effect.step)
+
+    # --- in order, until acknowledged ------------------------------------------------------------
+
+    def _later(self, message_id: str | None, effect: Effect) -> None:
+        self._queue.append((message_id, effect))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work(), name=f"outside {self._run_id}")
+
+    async def _work(self) -> None:
+        while self._queue:
+            message_id, effect = self._queue[0]
+            await self._insist(effect)
+            self._queue.popleft()
+            if message_id is not None:
+                self._services.directory.notify(self._run_id, Delivered(message_id=message_id))
+
+    async def _insist(self, effect: Effect) -> None:
+        """Do it, again and again while the receiver cannot take it."""
+        pause = FIRST_PAUSE_SECS
+        while True:
+            try:
+                await self._deliver(effect)
+            except _NOT_NOW as error:
+                logger.debug("run %s: %s not delivered yet: %s", self._run_id, effect, error)
+            except ApplicationError as error:
+                logger.warning("run %s: %s is refused: %s", self._run_id, effect, error)
+                return
+            except Exception:
+                logger.exception("run %s: %s could not be delivered", self._run_id, effect)
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MAX_PAUSE_SECS)
+
+    async def _deliver(self, effect: Effect) -> None:
+        if isinstance(effect, StartChild):
+            await self._start_child(effect)
+        elif isinstance(effect, TellChild):
+            await self._tell_child(effect)
+        elif isinstance(effect, TellParent):
+            await self._tell_parent(effect)
+        elif isinstance(effect, ParkEvent):
+            await self._services.hub.take_early(
+                self._state.head.project_id,
+                effect.event_key,
+                self._run_id,
+                effect.step,
+                effect.attempt,
+            )
+        elif isinstance(effect, EmitEvent):
+            await self._emit(effect)
+        else:
+            raise TypeError(f"no way to do {type(effect).__name__}")
+
+    async def _start_child(self, effect: StartChild) -> None:
+        try:
+            await self._services.start_child(self._state, effect)
+        except UnavailableError:
+            raise
+        except ApplicationError as error:
+            self._services.directory.notify(
+                self._run_id,
+                ChildEnded(
+                    step=effect.step,
+                    attempt=effect.attempt,
+                    child_run_id=effect.child_run_id,
+                    status=RunStatus.FAILED,
+                    error=f"sub-workflow could not be started: {error}",
+                ),
+            )
+
+    async def _tell_child(self, effect: TellChild) -> None:
+        actor = f"parent run {self._run_id}"
+        command: Command
+        if effect.what == "cancel":
+            command = CancelRun(actor=actor)
+        elif effect.what == "reopen":
+            command = ReopenChild(actor=actor, parent_attempt=effect.parent_attempt)
+        else:
+            command = HoldRun(actor=actor, held=effect.what == "pause")
+        try:
+            await self._services.directory.command(effect.child_run_id, command)
+        except NotFoundError:
+            if effect.what == "reopen":  # it never came to be: make it now
+                now = self._services.clock.now_ms()
+                await self._start_child(start_of_child(self._state, effect.step, now))
+
+    async def _tell_parent(self, effect: TellParent) -> None:
+        command = ChildEnded(
+            step=effect.step,
+            attempt=effect.attempt,
+            child_run_id=self._run_id,
+            status=effect.status,
+            output=effect.output,
+            error=effect.error,
+        )
+        await self._services.directory.command(effect.parent_run_id, command)
+
+    async def _emit(self, effect: EmitEvent) -> None:
+        await self._services.hub.send(
+            self._state.head.project_id,
+            effect.event_key,
+            effect.payload,
+            event_id=f"{self._run_id}/{effect.event_key}",
+            actor=f"run {self._run_id}",
+            buffer_secs=0,
+            now_ms=self._services.clock.now_ms(),
+        )
+
+
+def _as_message(step: int, attempt: int, what: Report) -> object:
+    if isinstance(what, Completed):
+        return AttemptCompleted(step=step, attempt=attempt, output=what.output)
+    if isinstance(what, Failed):
+        return AttemptFailed(
+            step=step,
+            attempt=attempt,
+            error=what.error,
+            error_class=what.error_class,
+            final=what.final,
+            retry_after_secs=what.retry_after_secs,
+        )
+    if isinstance(what, Accepted):
+        return AttemptAccepted(step=step, attempt=attempt)
+    return AttemptNote(step=step, attempt=attempt, note=what)
+
+
+def _in_order(item: tuple[str, Effect]) -> tuple[int, int]:
+    seq, _, n = item[0].partition(".")
+    return int(seq), int(n)
+
+
+_AT_ONCE: dict[type[Effect], Callable[[Outside, Any], None]] = {
+    StartAttempt: Outside._start_attempt,  # noqa: SLF001  the table of this class
+    StopAttempt: Outside._stop_attempt,  # noqa: SLF001
+    RequestSlot: Outside._request_slot,  # noqa: SLF001
+    ReleaseSlot: Outside._release_slot,  # noqa: SLF001
+    ReleaseRunSlot: Outside._release_run_slot,  # noqa: SLF001
+    QueueRun: Outside._queue_run,  # noqa: SLF001
+    ScheduleTimer: Outside._schedule_timer,  # noqa: SLF001
+    CancelTimer: Outside._cancel_timer,  # noqa: SLF001
+    ParkEvent: Outside._park,  # noqa: SLF001
+    UnparkEvent: Outside._unpark,  # noqa: SLF001
+}
