@@ -1,0 +1,252 @@
+"""The door: every request passes here, before anything is routed.
+
+It gives the request its id, finds out who asks, refuses who may not, bounds the time that an
+answer may take, turns what went wrong into an answer, writes one log line and counts. It works on
+raw headers, because it is on the path of every request.
+
+Deny by default: everything under `/v1` needs a valid key, and every route there names the scope it
+needs (`opt={"scope": ...}`); an app with a route that names none does not start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
+from litestar.handlers import BaseRouteHandler
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from pilotage.actors.catalog_records import new_id
+from pilotage.actors.errors import ForbiddenError, UnauthenticatedError
+from pilotage.actors.principal import SCOPES, Principal
+from pilotage.http.api import Api
+from pilotage.http.call import Call, call_of, put_call
+from pilotage.http.pages import PAGE_TYPE
+from pilotage.http.problems import INTERNAL, HttpError, Refusal, methods_at, refusal_of
+
+access_log = logging.getLogger("pilotage.access")
+log = logging.getLogger("pilotage.http")
+
+TIME_LIMIT_SECS = 30.0
+"""From the first byte of the request to the first of the answer."""
+PUBLIC = "public"
+"""As a route's scope: needs no key."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
+_BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]{1,4096}) *\Z")
+
+
+def bearer_token(headers: Any) -> str | None:
+    """The bearer token of raw headers."""
+    match = _BEARER.match(headers.get(b"authorization", b""))
+    return None if match is None else match[1].decode("ascii")
+
+
+class Door:
+    """ASGI middleware around the whole app."""
+
+    def __init__(self, app: ASGIApp, api: Api, *, time_limit_secs: float = TIME_LIMIT_SECS) -> None:
+        self._app = app
+        self._api = api
+        self._time_limit = time_limit_secs
+        self._requests = api.metrics.counter(
+            "pilotage_http_requests_total", "Answers.", ("method", "route", "status")
+        )
+        self._seconds = api.metrics.histogram(
+            "pilotage_http_request_seconds", "Time to the first byte of the answer.", ("route",)
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        call = Call(_request_id(headers), headers)
+        put_call(scope, call)
+        seconds = 0.0
+        in_time = True
+        id_header = (b"x-request-id", call.request_id.encode())
+        bound = asyncio.timeout(self._time_limit)
+
+        async def answer(message: Message) -> None:
+            nonlocal seconds, in_time
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                seconds = time.perf_counter() - started
+                message["headers"] = [*message.get("headers", ()), id_header]
+                if in_time:  # from now on the client sets the pace
+                    in_time = False
+                    bound.reschedule(None)
+            await send(message)
+
+        try:
+            async with bound:
+                await self._admit(scope, call)
+                if scope["method"] == "OPTIONS":
+                    await _tell_methods(scope, answer)
+                else:
+                    await self._app(scope, receive, answer)
+        except Exception as exc:  # noqa: BLE001 - the last place that can answer
+            in_time = False
+            await self._refuse(exc, call, answer)
+        finally:
+            self._account(scope, call, seconds or time.perf_counter() - started)
+
+    async def _admit(self, scope: HTTPScope, call: Call) -> None:
+        """Find out who asks; raise if they may not."""
+        path = scope["path"]
+        needs_key = path.startswith("/v1/") or path == "/v1"
+        if path == "/metrics" and not self._api.settings.metrics_public:
+            needs_key = True
+        if not needs_key:
+            return
+        token = bearer_token(call.headers)
+        principal = None if token is None else await self._api.catalog.keys.authenticate(token)
+        if principal is None:
+            count_failure(self._api, scope)
+            raise UnauthenticatedError(_what_is_wrong(call, token))
+        call.principal = principal
+        wait = self._api.rate.take(principal.key_id or principal.name)
+        if wait:
+            raise HttpError(
+                429,
+                f"this key may ask {self._api.settings.rate_limit} times a minute; slow down",
+                headers={"Retry-After": str(wait)},
+            )
+
+    @staticmethod
+    async def _refuse(exc: Exception, call: Call, send: Send) -> None:
+        refusal = refusal_of(exc)
+        if refusal is None or call.status:
+            log.error("unhandled error", exc_info=exc, extra={"request_id": call.request_id})
+            refusal = Refusal(status=500, message=INTERNAL)
+        if call.status:
+            return  # the answer has begun: all that is left is to end it
+        body = refusal.body(call.request_id)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *((k.lower().encode(), v.encode("latin-1")) for k, v in refusal.headers.items()),
+        ]
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _account(self, scope: HTTPScope, call: Call, seconds: float) -> None:
+        route = scope.get("path_template") or "none"
+        self._requests.inc(_method(scope), route, str(call.status))
+        self._seconds.observe(seconds, route)
+        if access_log.isEnabledFor(logging.INFO):
+            access_log.info(
+                "%s %s %s",
+                scope["method"],
+                scope["path"],
+                call.status,
+                extra={
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": call.status,
+                    "duration_ms": round(seconds * 1000, 3),
+                    "request_id": call.request_id,
+                    "principal": None if call.principal is None else call.principal.name,
+                },
+            )
+
+
+def count_failure(api: Api, scope: HTTPScope) -> None:
+    """Count a failed authentication; 429 for an address that fails too often."""
+    api.auth_failures.inc()
+    client = scope.get("client")
+    wait = api.failures.failed(client[0] if client else "unknown")
+    if wait:
+        raise HttpError(
+            429,
+            "too many failed authentications from this address; a valid key still passes",
+            headers={"Retry-After": str(wait)},
+        )
+
+
+def _what_is_wrong(call: Call, token: str | None) -> str:
+    if token is not None:
+        return "the key is unknown, expired or revoked; use another"
+    if b"authorization" in call.headers:
+        return "malformed credentials; send Authorization: Bearer <key>"
+    return "a key is needed; send Authorization: Bearer <key>"
+
+
+async def _tell_methods(scope: HTTPScope, send: Send) -> None:
+    allow = ", ".join(methods_at(scope["litestar_app"], scope["path"]))
+    if not allow:
+        raise HttpError(404, "there is nothing at this path; see /reference")
+    headers = [(b"allow", allow.encode())]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+_METHODS = frozenset({"GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"})
+
+
+def _method(scope: HTTPScope) -> str:
+    method = scope["method"]
+    return method if method in _METHODS else "other"
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.match(given):
+        return given.decode("ascii")
+    return new_id(time.time_ns() // 1_000_000)
+
+
+# --- what a route needs ------------------------------------------------------------------------
+
+
+async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """403 without the scope the route names; 406 for who takes no JSON."""
+    scope = handler.opt.get("scope")
+    if scope is None or scope == PUBLIC:
+        return
+    call = call_of(connection.scope)
+    principal: Principal | None = call.principal
+    if principal is None:
+        raise UnauthenticatedError("a key is needed; send Authorization: Bearer <key>")
+    if not principal.may(scope):
+        raise ForbiddenError(
+            f'the key lacks the scope "{scope}"; use one that has it, or ask who manages the keys'
+        )
+    accept = call.headers.get(b"accept")
+    if accept is not None and not _takes(accept, handler.opt.get("produces", _JSON)):
+        raise HttpError(406, "this answers application/json only; change the Accept header")
+
+
+_JSON = frozenset({b"application/json", PAGE_TYPE.encode(), b"application/*", b"*/*"})
+
+
+def _takes(accept: bytes, offered: frozenset[bytes]) -> bool:
+    """Whether one of the `offered` media types is acceptable (RFC 9110, 12.5.1)."""
+    if accept == b"*/*":
+        return True
+    for part in accept.lower().split(b","):
+        media_type, _, parameters = part.partition(b";")
+        if media_type.strip() in offered and not _refused(parameters):
+            return True
+    return not accept.strip()
+
+
+def _refused(parameters: bytes) -> bool:
+    weight = parameters.replace(b" ", b"")
+    return weight.startswith((b"q=0", b"q=0.")) and not weight.strip(b"q=0.")
+
+
+def require_scopes(handlers: Iterable[BaseRouteHandler]) -> None:
+    """Refuse to start with a route that does not say what it needs."""
+    for handler in handlers:
+        scope = handler.opt.get("scope")
+        if scope != PUBLIC and scope not in SCOPES:
+            raise AssertionError(f"{handler} names no known scope: {scope!r}")

@@ -1,0 +1,254 @@
+"""Request bodies: read with a bound, decoded strictly, and taken apart with all problems at once.
+
+What is refused: another content type (415), more bytes than allowed (413), bytes that are not
+UTF-8, text that is not JSON, an object with the same key twice (400), and values that could not be
+stored as they came: lone surrogates, numbers beyond 64 bits, deep nesting (422).
+Nothing here raises anything else, whatever is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from pilotage.actors.errors import InvalidError
+from pilotage.http.call import AnyRequest, call_of
+from pilotage.http.problems import HttpError
+from pilotage.runtime.jsonvalues import (
+    MAX_DEPTH,
+    is_array,
+    is_object,
+    json_problems,
+    type_name,
+)
+
+LIMIT = (1 << 20) + (64 << 10)
+"""A payload of 1 MiB and what surrounds it."""
+DEFINITION_LIMIT = 8 << 20
+MAX_TEXT = 2_000
+"""Characters of a comment or reason."""
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SUSPICIOUS = re.compile(rb"\\u[dD][89a-fA-F]|[0-9]{17}|[eE]\+?[0-9]{2}")
+_JSON_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json\s*(?:;|\Z)", re.IGNORECASE)
+_CHARSET = re.compile(rb";\s*charset\s*=\s*\"?([^\s;\"]+)", re.IGNORECASE)
+
+
+async def read_body(request: AnyRequest, limit: int = LIMIT) -> bytes:
+    """The whole body. 413 beyond `limit`, without reading the rest."""
+    announced = call_of(request.scope).headers.get(b"content-length", b"0")
+    if announced.isdigit() and int(announced[:20]) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        event = await request.receive()
+        if event["type"] != "http.request":
+            raise HttpError(400, "the client closed the connection before the body was complete")
+        chunk = event["body"]
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+        if not event.get("more_body", False):
+            return b"".join(chunks) if len(chunks) > 1 else chunk
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(
+        413,
+        f"the body is larger than {limit} bytes",
+        headers={"Connection": "close"},
+    )
+
+
+async def read_json(request: AnyRequest, limit: int = LIMIT) -> Any:
+    """The decoded body; None when it is empty (or `null`)."""
+    body = await read_body(request, limit)
+    if not body:
+        return None
+    _check_content_type(call_of(request.scope).headers)
+    return decode_json(body)
+
+
+def _check_content_type(headers: Any) -> None:
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise HttpError(415, "the body must not be compressed")
+    content_type: bytes = headers.get(b"content-type", b"")
+    if not content_type:
+        return
+    charset = _CHARSET.search(content_type)
+    if not _JSON_TYPE.match(content_type) or (
+        charset is not None and charset[1].lower() not in {b"utf-8", b"utf8", b"us-ascii"}
+    ):
+        raise HttpError(415, "the body must be JSON in UTF-8; send Content-Type: application/json")
+
+
+def decode_json(body: bytes) -> Any:
+    """The value of a JSON text, strictly."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as exc:
+        raise HttpError(400, f"the body is not valid JSON: {_reason(exc)}") from exc
+    except RecursionError as exc:
+        raise HttpError(400, "the body is not valid JSON: it is nested too deep") from exc
+    if isinstance(value, (dict, list)):
+        _check_duplicates(body, value)
+    deep = body.count(b"[") + body.count(b"{") > MAX_DEPTH
+    if deep or _SUSPICIOUS.search(body) is not None:
+        problems = list(json_problems(value, "", allow_nul=True))
+        if problems:
+            raise InvalidError("the body has values that cannot be kept", _named(problems))
+    return value
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return str(exc).removeprefix("JSON is malformed: ")
+
+
+def _named(problems: list[str]) -> list[str]:
+    """Problems at the top level have an empty path."""
+    return [f"body{p}" if p.startswith((":", "[")) else p for p in problems]
+
+
+def _check_duplicates(body: bytes, value: Any) -> None:
+    """Decoding keeps the last of equal keys; the others would be lost in silence.
+
+    Every member has one colon outside of strings, so that counting both sides finds the objects
+    that lost members, at the speed of a regular expression.
+    """
+    written = _STRING.sub(b"", body).count(b":")
+    if written == 0:
+        return
+    if written == _members(value):
+        return
+    twice: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                twice.append(key)
+            seen.add(key)
+
+    json.loads(body, object_pairs_hook=collect)
+    shown = json.dumps(twice[0][:80]) if twice else "a key"
+    raise HttpError(400, f"the body has the key {shown} twice in one object; write it once")
+
+
+def _members(value: Any) -> int:
+    """How many members all objects in `value` have together."""
+    members = 0
+    stack: list[Any] = [value]
+    while stack:
+        item = stack.pop()
+        if is_object(item):
+            members += len(item)
+            stack.extend(v for v in item.values() if isinstance(v, (dict, list)))
+        elif is_array(item):
+            stack.extend(v for v in item if isinstance(v, (dict, list)))
+    return members
+
+
+def encode_json(value: Any) -> bytes | None:
+    """A decoded value as JSON text; None for null, which is the same as none."""
+    return None if value is None else msgspec.json.encode(value)
+
+
+class Fields:
+    """An object of named values, read one after the other; `problems` has all that is wrong.
+
+    Unknown fields are ignored unless `close` is called.
+    """
+
+    def __init__(self, body: Any) -> None:
+        self.problems: list[str] = []
+        self._seen: set[str] = set()
+        self._values: dict[str, Any] = {}
+        if is_object(body):
+            self._values = dict(body)
+        elif body is not None:
+            self.problems.append(f"body: must be an object, not {type_name(body)}")
+
+    def take(self, name: str) -> Any:
+        self._seen.add(name)
+        return self._values.get(name)
+
+    def has(self, name: str) -> bool:
+        return name in self._values
+
+    def text(self, name: str, *, max_chars: int = MAX_TEXT, required: bool = False) -> str | None:
+        value = self.take(name)
+        if value is None:
+            if required:
+                self.problems.append(f"{name}: required")
+            return None
+        if not isinstance(value, str):
+            self.problems.append(f"{name}: must be a string, not {type_name(value)}")
+            return None
+        if len(value) > max_chars or (required and not value):
+            self.problems.append(f"{name}: must have 1 to {max_chars} characters")
+            return None
+        if "\0" in value:
+            self.problems.append(f"{name}: must not contain NUL characters")
+            return None
+        return value
+
+    def number(self, name: str, low: float, high: float) -> float | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.problems.append(f"{name}: must be a number, not {type_name(value)}")
+            return None
+        if not math.isfinite(value) or not low <= value <= high:
+            self.problems.append(f"{name}: must be from {low:g} to {high:g}")
+            return None
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.take(name)
+        if value is not None and not isinstance(value, bool):
+            self.problems.append(f"{name}: must be true or false, not {type_name(value)}")
+            return False
+        return bool(value)
+
+    def texts(self, name: str, low: int, high: int) -> list[str]:
+        """A list of `low` to `high` strings."""
+        value = self.take(name)
+        if not is_array(value):
+            found = "required" if value is None else f"must be an array, not {type_name(value)}"
+            self.problems.append(f"{name}: {found}")
+            return []
+        if not low <= len(value) <= high:
+            self.problems.append(f"{name}: must have {low} to {high} items, not {len(value)}")
+            return []
+        wrong = [i for i, item in enumerate(value) if not isinstance(item, str)]
+        self.problems += [
+            f"{name}[{i}]: must be a string, not {type_name(value[i])}" for i in wrong
+        ]
+        return [] if wrong else [str(item) for item in value]
+
+    def object_(self, name: str) -> dict[str, Any] | None:
+        value = self.take(name)
+        if value is None or is_object(value):
+            return value
+        self.problems.append(f"{name}: must be an object, not {type_name(value)}")
+        return None
+
+    def close(self) -> None:
+        """Refuse fields that nobody asked for."""
+        self.problems += [
+            f"{name}: unknown field" for name in self._values if name not in self._seen
+        ]
+
+    def check(self, message: str = "the request is not valid") -> None:
+        """`InvalidError` with every problem found so far."""
+        if self.problems:
+            raise InvalidError(message, self.problems)

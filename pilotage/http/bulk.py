@@ -1,0 +1,106 @@
+"""The same command on up to a hundred runs: one bad run does not spoil the others."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from litestar import Controller, post
+from litestar.response.base import ASGIResponse
+
+from pilotage.actors.idempotency import Idempotency
+from pilotage.http.answers import ok
+from pilotage.http.bodies import Fields, read_json
+from pilotage.http.call import AnyRequest, acting, api_of, principal_of
+from pilotage.http.ports import BulkItem
+from pilotage.http.queries import Query
+from pilotage.http.repeats import Answer, once
+from pilotage.http.runs import WRITE
+
+MAX_RUNS = 100
+
+
+class BulkResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    workflow_run_id: str
+    status: str
+    new_workflow_run_id: str | None = None
+    error: str | None = None
+
+
+class BulkCanceled(msgspec.Struct, frozen=True, kw_only=True):
+    canceled: int
+    failed: int
+    results: list[BulkResult]
+
+
+class BulkReplayed(msgspec.Struct, frozen=True, kw_only=True):
+    replayed: int
+    failed: int
+    results: list[BulkResult]
+
+
+def _results(items: Sequence[BulkItem]) -> list[BulkResult]:
+    return [
+        BulkResult(
+            workflow_run_id=item.workflow_run_id,
+            status=item.status,
+            new_workflow_run_id=item.new_workflow_run_id,
+            error=item.error,
+        )
+        for item in items
+    ]
+
+
+def canceled(items: Sequence[BulkItem]) -> BulkCanceled:
+    results = _results(items)
+    failed = sum(r.status == "failed" for r in results)
+    return BulkCanceled(canceled=len(results) - failed, failed=failed, results=results)
+
+
+def replayed(items: Sequence[BulkItem]) -> BulkReplayed:
+    results = _results(items)
+    failed = sum(r.status == "failed" for r in results)
+    return BulkReplayed(replayed=len(results) - failed, failed=failed, results=results)
+
+
+async def _bulk(
+    request: AnyRequest,
+    do: Callable[[list[str], bool], Awaitable[Sequence[BulkItem]]],
+    show: Callable[[Sequence[BulkItem]], BulkCanceled | BulkReplayed],
+) -> ASGIResponse:
+    body = await read_json(request)
+    query = Query(request)
+    dry_run = query.flag("dry_run")
+    fields = Fields(body)
+    run_ids = list(dict.fromkeys(fields.texts("workflow_run_ids", 1, MAX_RUNS)))
+    fields.problems += query.problems
+    fields.check()
+    if dry_run:
+        return ok(show(await do(run_ids, True)))
+
+    async def act(_: Idempotency | None) -> Answer:
+        return Answer(status=200, body=msgspec.json.encode(show(await do(run_ids, False))))
+
+    return await once(request, principal_of(request).project_id, body, act)
+
+
+class BulkController(Controller):
+    path = "/workflow-runs"
+
+    @post("/bulk-cancel", operation_id="bulk-cancel-workflow-runs", opt=WRITE)
+    async def cancel(self, request: AnyRequest) -> ASGIResponse:
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def do(run_ids: list[str], dry_run: bool) -> Sequence[BulkItem]:  # noqa: FBT001
+            return await gateway.bulk_cancel(run_ids, by, dry_run=dry_run)
+
+        return await _bulk(request, do, canceled)
+
+    @post("/bulk-replay", operation_id="bulk-replay-workflow-runs", opt=WRITE)
+    async def replay(self, request: AnyRequest) -> ASGIResponse:
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def do(run_ids: list[str], dry_run: bool) -> Sequence[BulkItem]:  # noqa: FBT001
+            return await gateway.bulk_replay(run_ids, by, dry_run=dry_run)
+
+        return await _bulk(request, do, replayed)

@@ -1,0 +1,100 @@
+"""The callback API: what a job that took its order with 202 reports, under its run token."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Annotated
+
+from litestar import Controller, post
+from litestar.params import PathParameter
+from litestar.response.base import ASGIResponse
+
+from pilotage.actors.errors import UnauthenticatedError
+from pilotage.http.answers import empty
+from pilotage.http.auth import PUBLIC, bearer_token, count_failure
+from pilotage.http.bodies import Fields, encode_json, read_json
+from pilotage.http.call import AnyRequest, api_of, call_of
+
+JobRunId = Annotated[str, PathParameter(name="jobRunID")]
+BY_TOKEN = {"scope": PUBLIC, "credential": "run-token"}
+LEVELS = ("debug", "info", "warning", "error")
+MAX_ERROR = 16_384
+MAX_MESSAGE = 2_000
+
+
+def _token(request: AnyRequest) -> str:
+    token = bearer_token(call_of(request.scope).headers)
+    if token is None:
+        count_failure(api_of(request), request.scope)
+        raise UnauthenticatedError(
+            "the run token of the attempt is needed; send Authorization: Bearer <X-Run-Token>"
+        )
+    return token
+
+
+async def _report(request: AnyRequest, report: Awaitable[None]) -> ASGIResponse:
+    try:
+        await report
+    except UnauthenticatedError:
+        count_failure(api_of(request), request.scope)
+        raise
+    return empty()
+
+
+class CallbacksController(Controller):
+    path = "/sdk/v1/runs/{jobRunID:str}"
+
+    @post("/complete", operation_id="complete-job-run", opt=BY_TOKEN)
+    async def complete(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
+        token = _token(request)
+        fields = Fields(await read_json(request))
+        result = encode_json(fields.take("result"))
+        fields.check()
+        gateway = api_of(request).gateway
+        return await _report(request, gateway.callback_complete(job_run_id, token, result))
+
+    @post("/fail", operation_id="fail-job-run", opt=BY_TOKEN)
+    async def fail(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
+        token = _token(request)
+        fields = Fields(await read_json(request))
+        error = fields.text("error", max_chars=MAX_ERROR, required=True) or ""
+        final = fields.flag("final")
+        fields.check()
+        gateway = api_of(request).gateway
+        return await _report(request, gateway.callback_fail(job_run_id, token, error, final=final))
+
+    @post("/heartbeat", operation_id="heartbeat-job-run", opt=BY_TOKEN)
+    async def heartbeat(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
+        token = _token(request)
+        await read_json(request)
+        gateway = api_of(request).gateway
+        return await _report(request, gateway.callback_heartbeat(job_run_id, token))
+
+    @post("/progress", operation_id="report-job-run-progress", opt=BY_TOKEN)
+    async def progress(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
+        token = _token(request)
+        fields = Fields(await read_json(request))
+        percent = fields.number("percent", 0, 100)
+        if not fields.has("percent"):
+            fields.problems.append("percent: required")
+        message = fields.text("message", max_chars=MAX_MESSAGE)
+        fields.check()
+        gateway = api_of(request).gateway
+        return await _report(
+            request, gateway.callback_progress(job_run_id, token, percent or 0.0, message)
+        )
+
+    @post("/log", operation_id="log-job-run", opt=BY_TOKEN)
+    async def log(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
+        token = _token(request)
+        fields = Fields(await read_json(request))
+        level = fields.text("level", max_chars=16, required=True) or ""
+        message = fields.text("message", max_chars=MAX_MESSAGE, required=True) or ""
+        data = encode_json(fields.take("data"))
+        if level and level not in LEVELS:
+            fields.problems.append(f"level: must be one of {', '.join(LEVELS)}")
+        if data is not None and len(data) > MAX_ERROR:
+            fields.problems.append(f"data: must be at most {MAX_ERROR} bytes of JSON")
+        fields.check()
+        gateway = api_of(request).gateway
+        return await _report(request, gateway.callback_log(job_run_id, token, level, message, data))

@@ -1,0 +1,81 @@
+"""Events: send one to every step that waits for its key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Controller, post
+from litestar.exceptions import NotFoundException
+from litestar.params import PathParameter
+from litestar.response.base import ASGIResponse
+
+from pilotage.actors.errors import InvalidError
+from pilotage.actors.idempotency import Idempotency
+from pilotage.http.bodies import Fields, encode_json, read_json
+from pilotage.http.call import AnyRequest, acting, api_of, named_project
+from pilotage.http.repeats import Answer, once
+from pilotage.http.runs import TRIGGER
+from pilotage.runtime.views import rfc3339
+
+MAX_KEY = 512
+MAX_BUFFER_SECS = 86_400
+MAX_PAYLOAD = 1 << 20
+_SUFFIX = "/send"
+
+
+class EventSent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`delivered`: how many steps took it; `expires_at`: until when it is kept for a later one."""
+
+    event_key: str
+    delivered: int
+    buffered: bool
+    expires_at: str | None = None
+
+
+class EventsController(Controller):
+    path = "/events"
+
+    @post("/{eventKey:path}", operation_id="send-event", opt=TRIGGER)
+    async def send(
+        self, request: AnyRequest, path: Annotated[str, PathParameter(name="eventKey")]
+    ) -> ASGIResponse:
+        """`/v1/events/{eventKey}/send`; a key may contain slashes."""
+        if not path.endswith(_SUFFIX) or len(path) <= len(_SUFFIX) + 1:
+            raise NotFoundException
+        key = path[1 : -len(_SUFFIX)]
+        body = await read_json(request)
+        fields = Fields(body)
+        payload = encode_json(fields.take("payload"))
+        buffer_secs = fields.number("buffer_secs", 0, MAX_BUFFER_SECS)
+        project = fields.text("project_id", max_chars=128)
+        if len(key) > MAX_KEY or "\0" in key:
+            fields.problems.append(
+                f"event_key: must have 1 to {MAX_KEY} characters, none of them NUL"
+            )
+        if payload is not None and len(payload) > MAX_PAYLOAD:
+            fields.problems.append(f"payload: must be at most {MAX_PAYLOAD} bytes of JSON")
+        project_id = named_project(request, project)
+        if project_id is None:
+            fields.problems.append(
+                "project_id: required with an admin key (or the header X-Project-Id)"
+            )
+        fields.check()
+        if project_id is None:
+            raise InvalidError("the request is not valid", fields.problems)
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def act(_: Idempotency | None) -> Answer:
+            receipt = await gateway.send_event(
+                project_id, key, payload, int(buffer_secs or 0), actor=by.name
+            )
+            expires = receipt.expires_at_ms
+            sent = EventSent(
+                event_key=receipt.event_key,
+                delivered=receipt.delivered,
+                buffered=receipt.buffered,
+                expires_at=None if expires is None else rfc3339(expires),
+            )
+            return Answer(status=200, body=msgspec.json.encode(sent))
+
+        return await once(request, project_id, body, act)

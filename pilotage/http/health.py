@@ -1,0 +1,38 @@
+"""Whether the process lives, whether it serves, and its counters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Controller, get
+from litestar.response.base import ASGIResponse
+
+import pilotage
+from pilotage.actors.metrics import CONTENT_TYPE
+from pilotage.http.answers import ok
+from pilotage.http.auth import PUBLIC
+from pilotage.http.call import AnyRequest, api_of
+
+OPEN: dict[str, Any] = {"scope": PUBLIC}
+
+
+class HealthController(Controller):
+    path = "/"
+
+    @get("/health", operation_id="get-health", opt=OPEN)
+    async def health(self, request: AnyRequest) -> ASGIResponse:
+        """Always 200: the process answers."""
+        ready = api_of(request).gateway.ready
+        return ok({"status": "ok", "version": pilotage.__version__, "ready": ready})
+
+    @get("/health/ready", operation_id="get-readiness", opt=OPEN)
+    async def readiness(self, request: AnyRequest) -> ASGIResponse:
+        """503 while the store is away, recovery runs or the server stops."""
+        if api_of(request).gateway.ready:
+            return ok({"status": "ready"})
+        return ok({"status": "not ready"}, 503, {"Retry-After": "1"})
+
+    @get("/metrics", operation_id="get-metrics", opt=OPEN)
+    async def metrics(self, request: AnyRequest) -> ASGIResponse:
+        """Prometheus text. Needs a key (any) unless `PILOTAGE_METRICS_PUBLIC` is set."""
+        return ASGIResponse(body=api_of(request).metrics.text(), media_type=CONTENT_TYPE)

@@ -1,0 +1,130 @@
+"""Jobs, and job runs: the record of every attempt."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Controller, delete, get, patch, post
+from litestar.params import PathParameter
+from litestar.response.base import ASGIResponse
+
+from pilotage.actors.catalog_model import Job
+from pilotage.actors.errors import InvalidError
+from pilotage.actors.idempotency import Idempotency
+from pilotage.http.answers import empty, ok
+from pilotage.http.bodies import read_json
+from pilotage.http.call import (
+    AnyRequest,
+    api_of,
+    named_project,
+    principal_of,
+    required_project,
+)
+from pilotage.http.pages import Listing
+from pilotage.http.queries import Query
+from pilotage.http.repeats import Answer, once
+from pilotage.http.resources import job_view
+from pilotage.http.workflows import body_project, require_object
+from pilotage.runtime.validation import parse_job, parse_job_patch
+
+JobId = Annotated[str, PathParameter(name="jobID")]
+JobRunId = Annotated[str, PathParameter(name="jobRunID")]
+READ = {"scope": "jobs:read"}
+WRITE = {"scope": "jobs:write"}
+
+
+async def find_job(request: AnyRequest, id_or_slug: str) -> Job:
+    return await api_of(request).catalog.job(named_project(request, None), id_or_slug)
+
+
+class JobsController(Controller):
+    path = "/jobs"
+
+    @post("/", operation_id="create-job", opt=WRITE)
+    async def create(self, request: AnyRequest) -> ASGIResponse:
+        body = await read_json(request)
+        project_id = body_project(request, body)
+        catalog = api_of(request).catalog
+
+        def shown(job: Job) -> Answer:
+            return Answer(
+                status=201,
+                body=msgspec.json.encode(job_view(job)),
+                headers={"Location": f"/v1/jobs/{job.id}"},
+                reference=job.id,
+                stored=True,
+            )
+
+        async def act(idempotency: Idempotency | None) -> Answer:
+            parsed = parse_job(require_object(body))
+            return shown(
+                await catalog.create_job(parsed, project_id=project_id, idempotency=idempotency)
+            )
+
+        async def again(reference: str) -> Answer:
+            return shown(await catalog.job(project_id, reference))
+
+        return await once(request, project_id, body, act, again)
+
+    @get("/", operation_id="list-jobs", opt=READ)
+    async def list_(self, request: AnyRequest) -> ASGIResponse:
+        query = Query(request)
+        project_id = required_project(request, query.one("project_id"))
+        limit = query.limit()
+        query.check()
+        as_page = query.one("project_id") is None
+        listing = Listing(request, query, project_id, always_page=as_page)
+        rows, after = await api_of(request).catalog.list_jobs(project_id, limit, listing.after)
+        return listing.answer([job_view(j) for j in rows], after)
+
+    @get("/{jobID:str}", operation_id="get-job", opt=READ)
+    async def read(self, request: AnyRequest, job_id: JobId) -> ASGIResponse:
+        return ok(job_view(await find_job(request, job_id)))
+
+    @patch("/{jobID:str}", operation_id="update-job", opt=WRITE)
+    async def update(self, request: AnyRequest, job_id: JobId) -> ASGIResponse:
+        body = await read_json(request)
+        job = await find_job(request, job_id)
+        parsed = parse_job_patch(require_object(body), job)
+        return ok(job_view(await api_of(request).catalog.update_job(job, parsed)))
+
+    @delete("/{jobID:str}", operation_id="delete-job", opt=WRITE, status_code=200)
+    async def remove(self, request: AnyRequest, job_id: JobId) -> ASGIResponse:
+        job = await find_job(request, job_id)
+        await api_of(request).catalog.delete_job(job)
+        return empty()
+
+
+class JobRunsController(Controller):
+    path = "/runs"
+
+    @get("/", operation_id="list-job-runs", opt=READ)
+    async def list_(self, request: AnyRequest) -> ASGIResponse:
+        """Newest first: by creation, then by id."""
+        query = Query(request)
+        project_id = named_project(request, query.one("project_id"))
+        run_id = query.one("workflow_run_id")
+        limit = query.limit()
+        if not run_id:
+            query.problems.append("workflow_run_id: required")
+        if query.problems or not run_id:
+            raise InvalidError("the query is not valid", query.problems)
+        listing = Listing(request, query, run_id, always_page=query.one("project_id") is None)
+        after = listing.after
+        views = await api_of(request).gateway.job_runs(run_id, principal_of(request))
+        rows = sorted(
+            (v for v in views if project_id is None or v.project_id == project_id),
+            key=lambda v: (v.created_at, v.attempt, v.id),
+            reverse=True,
+        )
+        start = 0
+        if after is not None:
+            start = next((k + 1 for k, v in enumerate(rows) if v.id == after[1]), len(rows))
+        page = rows[start : start + limit]
+        more = start + limit < len(rows)
+        return listing.answer(page, (0, page[-1].id) if more else None)
+
+    @get("/{jobRunID:str}", operation_id="get-job-run", opt=READ)
+    async def read(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
+        return ok(await api_of(request).gateway.job_run(job_run_id, principal_of(request)))

@@ -1,0 +1,103 @@
+"""Lists: a bare array with `Link` and `X-Next-Cursor`, or a page `{data, has_more, next_cursor}`.
+
+A cursor is opaque and belongs to one list with one set of filters; any other is refused with 400.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+from litestar.response.base import ASGIResponse
+
+from pilotage.http.answers import JSON
+from pilotage.http.call import AnyRequest, call_of
+from pilotage.http.problems import HttpError
+from pilotage.http.queries import Query
+
+PAGE_TYPE = "application/vnd.pilotage.page+json"
+Position = tuple[int, str]
+_DECODER: msgspec.msgpack.Decoder[Position] = msgspec.msgpack.Decoder(Position)
+_SEAL_BYTES = 8
+_MAX_CURSOR = 512
+_NO_FILTER = frozenset({"cursor", "limit"})
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    data: Sequence[Any]
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class Listing:
+    """One request for a list: where to go on, and how to answer.
+
+    `project_id`: the project that the list is of; with the path and the filters it is what a
+    cursor belongs to. `always_page`: lists of our own have no array form.
+    """
+
+    def __init__(
+        self, request: AnyRequest, query: Query, project_id: str, *, always_page: bool = False
+    ) -> None:
+        self._request = request
+        self._query = query
+        accept = call_of(request.scope).headers.get(b"accept", b"")
+        self.as_page = (
+            always_page or query.one("cursor") is not None or PAGE_TYPE.encode() in accept.lower()
+        )
+        filters = sorted(p for p in query.pairs if p[0] not in _NO_FILTER)
+        self._context = repr((request.scope["path"], project_id, filters)).encode()
+
+    @property
+    def after(self) -> Position | None:
+        """The last row of the page before; None for the first page."""
+        cursor = self._query.one("cursor")
+        return self._open(cursor) if cursor else None
+
+    def answer(
+        self, rows: Sequence[Any], next_after: Position | None, **headers: str
+    ) -> ASGIResponse:
+        cursor = None if next_after is None else self._seal(next_after)
+        if cursor is not None:
+            headers["X-Next-Cursor"] = cursor
+            headers["Link"] = f'<{self._next_url(cursor)}>; rel="next"'
+        body: Any = rows
+        media_type = JSON
+        if self.as_page:
+            body = Page(data=rows, has_more=cursor is not None, next_cursor=cursor)
+            accept = call_of(self._request.scope).headers.get(b"accept", b"").lower()
+            media_type = PAGE_TYPE if PAGE_TYPE.encode() in accept else JSON
+        return ASGIResponse(body=msgspec.json.encode(body), headers=headers, media_type=media_type)
+
+    def _next_url(self, cursor: str) -> str:
+        pairs = [p for p in self._query.pairs if p[0] != "cursor"]
+        url = self._request.base_url
+        root = f"{url.scheme}://{url.netloc}{self._request.scope['path']}"
+        return f"{root}?{urlencode([*pairs, ('cursor', cursor)])}"
+
+    def _seal(self, position: Position) -> str:
+        data = msgspec.msgpack.encode(position)
+        return base64.urlsafe_b64encode(self._digest(data) + data).decode().rstrip("=")
+
+    def _open(self, cursor: str) -> Position:
+        raw = b""
+        if len(cursor) <= _MAX_CURSOR:
+            with suppress(ValueError, binascii.Error):
+                raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        data = raw[_SEAL_BYTES:]
+        if raw[:_SEAL_BYTES] != self._digest(data):
+            raise HttpError(
+                400,
+                "the cursor is not one of this list with these filters; "
+                "start again without a cursor",
+            )
+        return _DECODER.decode(data)
+
+    def _digest(self, data: bytes) -> bytes:
+        return hashlib.blake2b(self._context + data, digest_size=_SEAL_BYTES).digest()

@@ -1,0 +1,147 @@
+"""What HTTP needs of the gateway and of the settings, for the type checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pilotage.actors.catalog import Catalog
+from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.event_hub import EventReceipt
+from pilotage.actors.idempotency import Idempotency
+from pilotage.actors.job_runs import JobRunView
+from pilotage.actors.principal import Principal
+from pilotage.persistence.port import RunQuery, Store
+from pilotage.runtime.preview import Preview
+from pilotage.runtime.state import RunState
+from pilotage.runtime.validation import ParsedTrigger
+from pilotage.runtime.views import RunView, StepView
+
+
+class HttpSettings(Protocol):
+    """The settings that matter here."""
+
+    @property
+    def admin_key(self) -> str | None: ...
+    @property
+    def rate_limit(self) -> int: ...
+    @property
+    def auth_failure_limit(self) -> int: ...
+    @property
+    def metrics_public(self) -> bool: ...
+    @property
+    def docs(self) -> bool: ...
+
+
+class BulkItem(Protocol):
+    """What became of one run of a bulk command."""
+
+    @property
+    def workflow_run_id(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def new_workflow_run_id(self) -> str | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+class GatewayPort(Protocol):
+    """The door to the runs. All methods raise `pilotage.actors.errors`."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def ready(self) -> bool: ...
+
+    async def trigger(
+        self,
+        workflow: Workflow,
+        trigger: ParsedTrigger,
+        *,
+        actor: str,
+        idempotency: Idempotency | None = None,
+    ) -> RunView: ...
+    async def get_run(self, run_id: str, principal: Principal) -> RunState: ...
+    async def get_run_view(self, run_id: str, principal: Principal) -> RunView: ...
+    async def list_runs(
+        self, query: RunQuery
+    ) -> tuple[Sequence[RunView], tuple[int, str] | None]: ...
+    async def steps(self, run_id: str, principal: Principal) -> Sequence[StepView]: ...
+    async def cancel(self, run_id: str, principal: Principal, reason: str | None) -> RunState: ...
+    async def pause(self, run_id: str, principal: Principal) -> RunState: ...
+    async def resume(self, run_id: str, principal: Principal) -> RunState: ...
+    async def approve(
+        self, run_id: str, step_ref: str, principal: Principal, comment: str | None, caller: str
+    ) -> RunState: ...
+    async def reject(
+        self, run_id: str, step_ref: str, principal: Principal, reason: str | None, caller: str
+    ) -> RunState: ...
+    async def skip(
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        reason: str | None,
+        *,
+        dry_run: bool = False,
+    ) -> RunState | Preview: ...
+    async def force_complete(
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        result: bytes | None,
+        *,
+        dry_run: bool = False,
+    ) -> RunState | Preview: ...
+    async def retry_step(
+        self, run_id: str, step_ref: str, principal: Principal, *, dry_run: bool = False
+    ) -> RunState | Preview: ...
+    async def replay_subtree(
+        self, run_id: str, step_ref: str, principal: Principal, *, dry_run: bool = False
+    ) -> int | Preview: ...
+    async def retry_run(
+        self,
+        run_id: str,
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> RunView | Preview: ...
+    async def bulk_cancel(
+        self, run_ids: Sequence[str], principal: Principal, *, dry_run: bool = False
+    ) -> Sequence[BulkItem]: ...
+    async def bulk_replay(
+        self, run_ids: Sequence[str], principal: Principal, *, dry_run: bool = False
+    ) -> Sequence[BulkItem]: ...
+    async def pin(self, run_id: str, principal: Principal, *, pinned: bool) -> RunState: ...
+    async def history(
+        self, run_id: str, principal: Principal, after: int, limit: int
+    ) -> Sequence[bytes]: ...
+    async def job_runs(self, run_id: str, principal: Principal) -> Sequence[JobRunView]: ...
+    async def job_run(self, job_run_id: str, principal: Principal) -> JobRunView: ...
+    async def send_event(
+        self,
+        project_id: str,
+        event_key: str,
+        payload: bytes | None,
+        buffer_secs: int,
+        *,
+        actor: str,
+    ) -> EventReceipt: ...
+    async def callback_complete(
+        self, job_run_id: str, token: str, output: bytes | None
+    ) -> None: ...
+    async def callback_fail(
+        self, job_run_id: str, token: str, error: str, *, final: bool
+    ) -> None: ...
+    async def callback_heartbeat(self, job_run_id: str, token: str) -> None: ...
+    async def callback_progress(
+        self, job_run_id: str, token: str, percent: float, message: str | None
+    ) -> None: ...
+    async def callback_log(
+        self, job_run_id: str, token: str, level: str, message: str, data: bytes | None
+    ) -> None: ...

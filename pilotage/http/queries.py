@@ -1,0 +1,118 @@
+"""Query parameters: read with all problems at once, so that one answer tells everything."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+from pilotage.actors.errors import InvalidError
+from pilotage.http.call import AnyRequest
+
+MAX_LIMIT = 100
+DEFAULT_LIMIT = 50
+MAX_PARAMETERS = 200
+E = TypeVar("E", bound=StrEnum)
+
+
+class Query:
+    """The query of one request. Unknown parameters are ignored; of repeated ones the last holds."""
+
+    def __init__(self, request: AnyRequest) -> None:
+        self.problems: list[str] = []
+        raw: bytes = request.scope["query_string"]
+        self._pairs: list[tuple[str, str]] = []
+        if raw:
+            try:
+                self._pairs = parse_qsl(
+                    raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS
+                )
+            except ValueError:
+                self.problems.append(f"query: at most {MAX_PARAMETERS} parameters")
+        self._last = dict(self._pairs)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return self._pairs
+
+    def one(self, name: str) -> str | None:
+        return self._last.get(name)
+
+    def text(self, name: str, max_chars: int) -> str | None:
+        value = self.one(name)
+        if value is not None and (len(value) > max_chars or "\0" in value):
+            self.problems.append(
+                f"{name}: must have at most {max_chars} characters, none of them NUL"
+            )
+            return None
+        return value
+
+    def limit(self) -> int:
+        """1 to 100, default 50; above 100 is 100."""
+        value = self.one("limit")
+        if value is None:
+            return DEFAULT_LIMIT
+        if not value.isascii() or not value.isdigit() or int(value[:20]) < 1:
+            self.problems.append(f"limit: must be a whole number from 1 to {MAX_LIMIT}")
+            return DEFAULT_LIMIT
+        return min(int(value[:20]), MAX_LIMIT)
+
+    def whole(self, name: str, default: int) -> int:
+        value = self.one(name)
+        if value is None:
+            return default
+        if not value.isascii() or not value.isdigit() or len(value) > 15:
+            self.problems.append(f"{name}: must be a whole number, 0 or more")
+            return default
+        return int(value)
+
+    def word(self, name: str, words: type[E]) -> E | None:
+        value = self.one(name)
+        if value is None:
+            return None
+        try:
+            return words(value)
+        except ValueError:
+            self.problems.append(
+                f'{name}: unknown value "{value[:64]}"; known are {", ".join(words)}'
+            )
+            return None
+
+    def flag(self, name: str) -> bool:
+        value = self.one(name)
+        if value is None or value in {"false", "0"}:
+            return False
+        if value not in {"true", "1", ""}:
+            self.problems.append(f"{name}: must be true or false")
+        return True
+
+    def when_ms(self, name: str) -> int | None:
+        """An RFC 3339 time as Unix milliseconds."""
+        value = self.one(name)
+        if value is None:
+            return None
+        try:
+            when = datetime.fromisoformat(value.replace(" ", "+"))
+            ms = int(when.astimezone(UTC).timestamp() * 1000) if when.tzinfo else None
+        except (ValueError, OverflowError):
+            ms = None
+        if ms is None:
+            self.problems.append(f"{name}: must be an RFC 3339 time such as 2026-01-31T09:30:00Z")
+        return ms
+
+    def tags(self) -> tuple[str, ...]:
+        """`tag=key:value`, repeatable; all must hold."""
+        found = tuple(dict.fromkeys(v for k, v in self._pairs if k == "tag"))
+        self.problems += [
+            f'tag: must look like key:value, not "{t[:64]}"'
+            for t in found
+            if ":" not in t or len(t) > 64 + 1 + 256
+        ]
+        if len(found) > 20:
+            self.problems.append("tag: at most 20 of them")
+        return found
+
+    def check(self) -> None:
+        if self.problems:
+            raise InvalidError("the query is not valid", self.problems)

@@ -1,0 +1,146 @@
+"""Idempotency keys on POST: the same key and the same request give the first answer again.
+
+The record is stored with the change itself where the gateway or the catalog takes it along, else
+right after a change that may be repeated without harm. That a request is in progress is known in
+memory only, so that a crash leaves nothing behind. Dry runs change nothing and remember nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from litestar.response.base import ASGIResponse
+
+from pilotage.actors.catalog_records import catalog_errors
+from pilotage.actors.errors import ConflictError, InvalidError, UnavailableError
+from pilotage.actors.idempotency import Idempotency, Remembered, recall
+from pilotage.http.answers import empty, encoded
+from pilotage.http.api import Api
+from pilotage.http.call import AnyRequest, api_of, call_of
+
+MAX_KEY = 256
+REPLAYED = {"Idempotency-Replayed": "true"}
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a POST is answered. `body` None: nothing but the status.
+
+    reference   id of what was made or moved, to show it again when the body is too large to keep
+    stored      the idempotency record is stored already, together with the change
+    secret      the body is never kept
+    """
+
+    status: int
+    body: bytes | None = None
+    headers: dict[str, str] = {}
+    reference: str | None = None
+    stored: bool = False
+    secret: bool = False
+
+    def response(self) -> ASGIResponse:
+        if self.body is None:
+            return empty(self.headers) if self.status == 204 else encoded(b"", self.status)
+        return encoded(self.body, self.status, self.headers)
+
+
+Act = Callable[[Idempotency | None], Awaitable[Answer]]
+Again = Callable[[str], Awaitable[Answer]]
+"""Makes an answer again from its reference, as things are now."""
+
+
+def request_hash(request: AnyRequest, body: Any) -> str:
+    """SHA-256 of the query and the canonical body; an absent body is the same as `{}`."""
+    digest = hashlib.sha256(request.scope["query_string"])
+    digest.update(b"\0")
+    digest.update(msgspec.json.encode({} if body is None else body, order="sorted"))
+    return digest.hexdigest()
+
+
+def client_key(request: AnyRequest) -> str | None:
+    """The key of the request's header."""
+    call = call_of(request.scope)
+    key = call.header(b"idempotency-key") or call.header(b"x-idempotency-key")
+    if key is not None and len(key) > MAX_KEY:
+        raise InvalidError(
+            "the request is not valid", [f"Idempotency-Key: must have at most {MAX_KEY} characters"]
+        )
+    return key or None
+
+
+async def once(
+    request: AnyRequest, project_id: str, body: Any, act: Act, again: Again | None = None
+) -> ASGIResponse:
+    """Do `act`, or give its first answer again.
+
+    `project_id`: the project the key belongs to. `again` is needed where an answer may be larger
+    than what is kept.
+    """
+    key = client_key(request)
+    if key is None:
+        return (await act(None)).response()
+    api = api_of(request)
+    idempotency = Idempotency(
+        key=f"{request.method} {request.scope['path']} {key}",
+        request_hash=request_hash(request, body),
+        project_id=project_id,
+    )
+    where = (project_id, idempotency.key)
+    if where in api.in_progress:
+        raise ConflictError(
+            "a request with this Idempotency-Key is in progress; wait for its answer"
+        )
+    api.in_progress.add(where)
+    try:
+        known = await _known(api, idempotency)
+        if known is not None:
+            return await _replay(api, known, again)
+        answer = await act(idempotency)
+        if not answer.stored and answer.status < 300:
+            await _remember(api, idempotency, answer)
+        return answer.response()
+    finally:
+        api.in_progress.discard(where)
+
+
+async def _known(api: Api, idempotency: Idempotency) -> Remembered | None:
+    with catalog_errors("idempotency record"):
+        data = await api.gateway.store.idempotency(idempotency.project_id, idempotency.key)
+    if data is None:
+        return None
+    known = recall(data)
+    if known.request_hash != idempotency.request_hash:
+        raise InvalidError(
+            "this Idempotency-Key was used for another request; use a new key",
+            ["Idempotency-Key: known with another body or query"],
+        )
+    return known
+
+
+async def _replay(api: Api, known: Remembered, again: Again | None) -> ASGIResponse:
+    api.replayed.inc()
+    if known.body is not None:
+        answer = Answer(status=known.status, body=known.body)
+    elif again is not None:
+        answer = await again(known.reference or "")
+    else:
+        answer = Answer(status=known.status)
+    return msgspec.structs.replace(answer, headers=answer.headers | REPLAYED).response()
+
+
+async def _remember(api: Api, idempotency: Idempotency, answer: Answer) -> None:
+    record = idempotency.record(
+        status=answer.status,
+        reference=answer.reference,
+        body=None if answer.secret else answer.body,
+    )
+    with catalog_errors("idempotency record"):
+        kept = await api.gateway.store.remember(record, await api.gateway.store.fence())
+    if not kept:
+        raise UnavailableError(
+            "it was done, but the project has too many idempotency keys to remember this one; "
+            "repeating may do it again",
+            60,
+        )

@@ -1,0 +1,116 @@
+"""The HTTP server: uvicorn inside the loop that the actors run on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from pilotage.runtime.errors import PilotageError
+
+GRACE_SECS = 5.0
+"""What open requests get at a stop; streams are cut then."""
+BACKLOG = 2048
+KEEP_ALIVE_SECS = 75
+
+
+class PortError(PilotageError):
+    """The address cannot be listened on; the message says which and why."""
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class RunningServer:
+    """A server that answers. `stop` ends it after the open requests, within the grace."""
+
+    def __init__(self, server: _Server, listener: socket.socket, task: asyncio.Task[None]) -> None:
+        self._server = server
+        self._listener = listener
+        self._task = task
+        self.host, self.port = _name_of(listener)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Until the server has ended."""
+        try:
+            await asyncio.shield(self._task)
+        finally:
+            if self._task.done():
+                self._listener.close()
+
+
+async def serve_app(
+    app: Any, host: str, port: int, *, grace_secs: float = GRACE_SECS
+) -> RunningServer:
+    """Serve `app` on the running loop; returns once requests are answered.
+
+    The port is bound first, so that a taken one is refused at once (`PortError`); port 0 takes a
+    free one, `RunningServer.port` tells which.
+    """
+    listener = _listen(host, port)
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECS,
+        timeout_graceful_shutdown=max(1, round(grace_secs)),
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="pilotage-http")
+    while not server.started:
+        done, _ = await asyncio.wait({task}, timeout=0.005)
+        if done:
+            listener.close()
+            task.result()
+            raise PortError(f"the server on {host}:{port} did not start; the log says why")
+    return RunningServer(server, listener, task)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as exc:
+        raise PortError(f"cannot listen on {host}: {exc.strerror or exc}") from exc
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as exc:
+        listener.close()
+        raise PortError(
+            f"cannot listen on {host}:{port}: {exc.strerror}; choose another with --port"
+        ) from exc
+    return listener
+
+
+def _name_of(listener: socket.socket) -> tuple[str, int]:
+    name = listener.getsockname()
+    return str(name[0]), int(name[1])

@@ -1,0 +1,227 @@
+"""Steps of a run: list, approve, reject, skip, force-complete, retry, replay."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Controller, get, post
+from litestar.params import PathParameter
+from litestar.response.base import ASGIResponse
+
+from pilotage.actors.errors import ForbiddenError, InvalidError, NotFoundError
+from pilotage.actors.idempotency import Idempotency
+from pilotage.http.answers import ok
+from pilotage.http.bodies import Fields, encode_json, read_json
+from pilotage.http.call import AnyRequest, acting, api_of, call_of, principal_of
+from pilotage.http.pages import PAGE_TYPE, Listing
+from pilotage.http.queries import Query
+from pilotage.http.repeats import Answer, once
+from pilotage.http.runs import (
+    APPLIED,
+    READ,
+    WRITE,
+    RunId,
+    run_project,
+    wants_representation,
+)
+from pilotage.runtime.preview import Preview
+from pilotage.runtime.state import RunState
+from pilotage.runtime.views import StepView, step_view
+
+StepRef = Annotated[str, PathParameter(name="stepRef")]
+Done = RunState | Preview
+
+
+class StepRunBody(msgspec.Struct, frozen=True, kw_only=True):
+    step_run: StepView
+
+
+class ResetBody(msgspec.Struct, frozen=True, kw_only=True):
+    reset_steps: int
+
+
+def step_body(state: RunState, step_ref: str) -> bytes:
+    view = step_view(state, state.graph.index[step_ref])
+    return msgspec.json.encode(StepRunBody(step_run=view))
+
+
+def step_answer(request: AnyRequest, state: RunState, step_ref: str) -> Answer:
+    """204, or the step for a client that prefers to see it."""
+    if not wants_representation(request):
+        return Answer(status=204, reference=state.id)
+    body = step_body(state, step_ref)
+    return Answer(status=200, body=body, headers=APPLIED, reference=state.id)
+
+
+async def refuse(
+    request: AnyRequest, run_id: str, step_ref: str, problems: list[str], *, approving: bool = False
+) -> None:
+    """422 with `problems`; but what comes first in the order of checks is told first."""
+    state = await api_of(request).gateway.get_run(run_id, principal_of(request))
+    index = state.graph.index.get(step_ref)
+    if index is None:
+        raise NotFoundError(f'the run has no step "{step_ref}"')
+    approvers = state.graph.steps[index].approval_approvers
+    if approving and approvers and acting(request).name not in approvers:
+        raise ForbiddenError(
+            f'"{acting(request).name}" may not decide; approvers are {", ".join(approvers)}'
+        )
+    raise InvalidError("the request is not valid", problems)
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A command on a step as it came."""
+
+    body: Any
+    fields: Fields
+    dry_run: bool
+
+
+async def asked(request: AnyRequest) -> Asked:
+    body = await read_json(request)
+    fields = Fields(body)
+    query = Query(request)
+    dry_run = query.flag("dry_run")
+    fields.problems += query.problems
+    return Asked(body=body, fields=fields, dry_run=dry_run)
+
+
+async def step_command(
+    request: AnyRequest,
+    run_id: str,
+    step_ref: str,
+    what: Asked,
+    do: Callable[[bool], Awaitable[Done]],
+    show: Callable[[AnyRequest, RunState, str], Answer] = step_answer,
+) -> ASGIResponse:
+    """Preview it, or do it once. `do` gets whether it is a dry run."""
+    if what.dry_run:
+        return ok(await do(True))
+
+    async def act(_: Idempotency | None) -> Answer:
+        state = await do(False)
+        assert not isinstance(state, Preview)
+        return show(request, state, step_ref)
+
+    async def again(_: str) -> Answer:
+        state = await api_of(request).gateway.get_run(run_id, principal_of(request))
+        return show(request, state, step_ref)
+
+    return await once(request, await run_project(request, run_id), what.body, act, again)
+
+
+def _step_run(_request: AnyRequest, state: RunState, step_ref: str) -> Answer:
+    return Answer(status=200, body=step_body(state, step_ref), reference=state.id)
+
+
+class StepsController(Controller):
+    path = "/workflow-runs/{workflowRunID:str}/steps"
+
+    @get("/", operation_id="list-workflow-run-steps", opt=READ)
+    async def list_(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
+        views = await api_of(request).gateway.steps(run_id, principal_of(request))
+        query = Query(request)
+        accept = call_of(request.scope).headers.get(b"accept", b"")
+        if query.one("cursor") is None and PAGE_TYPE.encode() not in accept.lower():
+            return ok(views)
+        listing = Listing(request, query, run_id)
+        limit = query.limit()
+        query.check()
+        after = listing.after
+        start = 0 if after is None else after[0] + 1
+        page = views[start : start + limit]
+        more = start + limit < len(views)
+        return listing.answer(page, (start + limit - 1, "") if more else None)
+
+    @post("/{stepRef:str}/approve", operation_id="approve-workflow-step", opt=WRITE)
+    async def approve(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
+        what = await asked(request)
+        comment = what.fields.text("comment")
+        if what.fields.problems:
+            await refuse(request, run_id, step_ref, what.fields.problems, approving=True)
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def do(_: bool) -> Done:  # noqa: FBT001
+            return await gateway.approve(run_id, step_ref, by, comment, by.name)
+
+        what = msgspec.structs.replace(what, dry_run=False)
+        return await step_command(request, run_id, step_ref, what, do)
+
+    @post("/{stepRef:str}/reject", operation_id="reject-workflow-step", opt=WRITE)
+    async def reject(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
+        what = await asked(request)
+        reason = what.fields.text("reason")
+        if what.fields.problems:
+            await refuse(request, run_id, step_ref, what.fields.problems, approving=True)
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def do(_: bool) -> Done:  # noqa: FBT001
+            return await gateway.reject(run_id, step_ref, by, reason, by.name)
+
+        what = msgspec.structs.replace(what, dry_run=False)
+        return await step_command(request, run_id, step_ref, what, do)
+
+    @post("/{stepRef:str}/skip", operation_id="skip-workflow-step", opt=WRITE)
+    async def skip(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
+        what = await asked(request)
+        reason = what.fields.text("reason")
+        if what.fields.problems:
+            await refuse(request, run_id, step_ref, what.fields.problems)
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def do(dry_run: bool) -> Done:  # noqa: FBT001
+            return await gateway.skip(run_id, step_ref, by, reason, dry_run=dry_run)
+
+        return await step_command(request, run_id, step_ref, what, do)
+
+    @post("/{stepRef:str}/force-complete", operation_id="force-complete-workflow-step", opt=WRITE)
+    async def force_complete(
+        self, request: AnyRequest, run_id: RunId, step_ref: StepRef
+    ) -> ASGIResponse:
+        what = await asked(request)
+        result = encode_json(what.fields.take("result"))
+        if what.fields.problems:
+            await refuse(request, run_id, step_ref, what.fields.problems)
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def do(dry_run: bool) -> Done:  # noqa: FBT001
+            return await gateway.force_complete(run_id, step_ref, by, result, dry_run=dry_run)
+
+        return await step_command(request, run_id, step_ref, what, do)
+
+    @post("/{stepRef:str}/retry", operation_id="retry-workflow-step", opt=WRITE)
+    async def retry(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
+        what = await asked(request)
+        if what.fields.problems:
+            await refuse(request, run_id, step_ref, what.fields.problems)
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def do(dry_run: bool) -> Done:  # noqa: FBT001
+            return await gateway.retry_step(run_id, step_ref, by, dry_run=dry_run)
+
+        return await step_command(request, run_id, step_ref, what, do, _step_run)
+
+    @post("/{stepRef:str}/replay-subtree", operation_id="replay-workflow-subtree", opt=WRITE)
+    async def replay_subtree(
+        self, request: AnyRequest, run_id: RunId, step_ref: StepRef
+    ) -> ASGIResponse:
+        what = await asked(request)
+        if what.fields.problems:
+            await refuse(request, run_id, step_ref, what.fields.problems)
+        gateway, by = api_of(request).gateway, acting(request)
+        if what.dry_run:
+            return ok(await gateway.replay_subtree(run_id, step_ref, by, dry_run=True))
+
+        async def act(_: Idempotency | None) -> Answer:
+            count = await gateway.replay_subtree(run_id, step_ref, by)
+            assert isinstance(count, int)
+            return Answer(status=200, body=msgspec.json.encode(ResetBody(reset_steps=count)))
+
+        async def again(_: str) -> Answer:
+            state = await gateway.get_run(run_id, by)
+            count = 1 + len(state.graph.descendants(state.graph.index[step_ref]))
+            return Answer(status=200, body=msgspec.json.encode(ResetBody(reset_steps=count)))
+
+        return await once(request, await run_project(request, run_id), what.body, act, again)

@@ -1,0 +1,180 @@
+"""Workflows: define, change, read, trigger, and what a run of them would do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Controller, delete, get, patch, post
+from litestar.params import PathParameter
+from litestar.response.base import ASGIResponse
+
+from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.idempotency import Idempotency
+from pilotage.http.answers import empty, ok
+from pilotage.http.bodies import DEFINITION_LIMIT, read_json
+from pilotage.http.call import AnyRequest, acting, api_of, named_project, required_project
+from pilotage.http.pages import Listing
+from pilotage.http.queries import Query
+from pilotage.http.repeats import Answer, once
+from pilotage.http.resources import version_view, workflow_view
+from pilotage.http.runs import READ, TRIGGER, WRITE, answer_list, made_run, shown_run
+from pilotage.runtime.graph import StepGraph
+from pilotage.runtime.insight import start_waves, workflow_graph
+from pilotage.runtime.jsonvalues import is_object
+from pilotage.runtime.validation import ParsedTrigger, parse_trigger
+
+WorkflowId = Annotated[str, PathParameter(name="workflowID")]
+
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What would start when: the steps of one wave need only those of the waves before.
+
+    `disabled`: switched off by `step_overrides`; they are skipped and hold nothing up.
+    """
+
+    workflow_id: str
+    version: int
+    order: list[str]
+    waves: list[list[str]]
+    disabled: list[str]
+
+
+def body_project(request: AnyRequest, body: Any) -> str:
+    """The project of something that is made: named in the body, the header, or the key's own."""
+    given = body.get("project_id") if is_object(body) else None
+    return required_project(request, given if isinstance(given, str) else None)
+
+
+def require_object(body: Any) -> Mapping[str, Any]:
+    """No body is the same as an empty object; the parser says what is missing."""
+    return {} if body is None else body
+
+
+async def find_workflow(request: AnyRequest, id_or_slug: str) -> Workflow:
+    return await api_of(request).catalog.workflow(named_project(request, None), id_or_slug)
+
+
+class WorkflowsController(Controller):
+    path = "/workflows"
+
+    @post("/", operation_id="create-workflow", opt=WRITE)
+    async def create(self, request: AnyRequest) -> ASGIResponse:
+        body = await read_json(request, DEFINITION_LIMIT)
+        project_id = body_project(request, body)
+        catalog, by = api_of(request).catalog, acting(request)
+
+        def shown(workflow: Workflow) -> Answer:
+            return Answer(
+                status=201,
+                body=msgspec.json.encode(workflow_view(workflow)),
+                headers={"Location": f"/v1/workflows/{workflow.id}"},
+                reference=workflow.id,
+                stored=True,
+            )
+
+        async def act(idempotency: Idempotency | None) -> Answer:
+            parsed = await catalog.parse_workflow(project_id, require_object(body))
+            workflow = await catalog.create_workflow(
+                parsed, project_id=project_id, created_by=by.name, idempotency=idempotency
+            )
+            return shown(workflow)
+
+        async def again(reference: str) -> Answer:
+            return shown(await catalog.workflow(project_id, reference))
+
+        return await once(request, project_id, body, act, again)
+
+    @get("/", operation_id="list-workflows", opt=READ)
+    async def list_(self, request: AnyRequest) -> ASGIResponse:
+        query = Query(request)
+        project_id = required_project(request, query.one("project_id"))
+        limit = query.limit()
+        query.check()
+        as_page = query.one("project_id") is None
+        listing = Listing(request, query, project_id, always_page=as_page)
+        rows, after = await api_of(request).catalog.list_workflows(project_id, limit, listing.after)
+        return listing.answer([workflow_view(w, with_steps=False) for w in rows], after)
+
+    @get("/{workflowID:str}", operation_id="get-workflow", opt=READ)
+    async def read(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        return ok(workflow_view(await find_workflow(request, workflow_id)))
+
+    @patch("/{workflowID:str}", operation_id="update-workflow", opt=WRITE)
+    async def update(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        body = await read_json(request, DEFINITION_LIMIT)
+        catalog, by = api_of(request).catalog, acting(request)
+        workflow = await find_workflow(request, workflow_id)
+        parsed = await catalog.parse_patch(workflow, require_object(body))
+        return ok(
+            workflow_view(await catalog.update_workflow(workflow, parsed, updated_by=by.name))
+        )
+
+    @delete("/{workflowID:str}", operation_id="delete-workflow", opt=WRITE, status_code=200)
+    async def remove(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        workflow = await find_workflow(request, workflow_id)
+        await api_of(request).catalog.delete_workflow(workflow)
+        return empty()
+
+    @get("/{workflowID:str}/runs", operation_id="list-runs-of-workflow", opt=READ)
+    async def runs(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        query = Query(request)
+        named_project(request, query.one("project_id"))
+        workflow = await find_workflow(request, workflow_id)
+        return await answer_list(request, workflow.project_id, query, workflow.id)
+
+    @get("/{workflowID:str}/versions", operation_id="list-workflow-versions", opt=READ)
+    async def versions(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        workflow = await find_workflow(request, workflow_id)
+        query = Query(request)
+        limit = query.limit()
+        query.check()
+        listing = Listing(request, query, workflow.id, always_page=True)
+        rows, after = await api_of(request).catalog.versions(workflow, limit, listing.after)
+        return listing.answer([version_view(v) for v in rows], after)
+
+    @get("/{workflowID:str}/graph", operation_id="get-workflow-graph", opt=READ)
+    async def graph(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        workflow = await find_workflow(request, workflow_id)
+        graph = await api_of(request).catalog.graph(workflow.version_id)
+        return ok(workflow_graph(workflow.id, workflow.version, graph))
+
+    @post("/{workflowID:str}/trigger", operation_id="trigger-workflow", opt=TRIGGER)
+    async def trigger(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        body = await read_json(request)
+        workflow = await find_workflow(request, workflow_id)
+        gateway, by = api_of(request).gateway, acting(request)
+
+        async def act(idempotency: Idempotency | None) -> Answer:
+            parsed, _ = await _parse_trigger(request, workflow, body)
+            view = await gateway.trigger(workflow, parsed, actor=by.name, idempotency=idempotency)
+            return made_run(view, stored=True)
+
+        async def again(reference: str) -> Answer:
+            return await shown_run(request, reference)
+
+        return await once(request, workflow.project_id, body, act, again)
+
+    @post("/{workflowID:str}/dry-run", operation_id="dry-run-workflow", opt=TRIGGER)
+    async def dry_run(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
+        body = await read_json(request)
+        workflow = await find_workflow(request, workflow_id)
+        parsed, graph = await _parse_trigger(request, workflow, body)
+        waves = start_waves(graph)
+        return ok(
+            DryRun(
+                workflow_id=workflow.id,
+                version=workflow.version,
+                order=[ref for wave in waves for ref in wave],
+                waves=waves,
+                disabled=[s.step_ref for s in graph.steps if s.step_ref in parsed.disabled],
+            )
+        )
+
+
+async def _parse_trigger(
+    request: AnyRequest, workflow: Workflow, body: Any
+) -> tuple[ParsedTrigger, StepGraph]:
+    graph = await api_of(request).catalog.graph(workflow.version_id)
+    return parse_trigger(body, graph.index), graph
