@@ -31,6 +31,11 @@ def timeout_secs(spec: StepSpec, policy: JobPolicy) -> float:
     return policy.timeout_secs
 
 
+def seconds(secs: float) -> str:
+    """A duration for people: `300`, `0.25`, never an exponent."""
+    return f"{secs:.3f}".rstrip("0").rstrip(".")
+
+
 def retry_delay_ms(
     spec: StepSpec,
     policy: JobPolicy,

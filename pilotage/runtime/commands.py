@@ -132,9 +132,14 @@ class TimerFired(Command, frozen=True, kw_only=True, tag=True):
 
 
 class SlotGranted(Command, frozen=True, kw_only=True, tag=True):
-    """Admission gives the step one of its job's slots; the reply tells if it was taken."""
+    """Admission gives the step one of its job's slots; the reply tells if it was taken.
+
+    `since_ms` is that of the request it answers: a grant that crossed the withdrawal of its
+    request is not taken for the answer to the next one. None: whichever request stands.
+    """
 
     step: int
+    since_ms: int | None = None
 
 
 class EventReceived(Command, frozen=True, kw_only=True, tag=True):

@@ -5,7 +5,7 @@ A report about something that is over changes nothing and is answered with `Late
 
 from __future__ import annotations
 
-from pilotage.runtime.backoff import policy_of, timeout_secs
+from pilotage.runtime.backoff import policy_of, seconds, timeout_secs
 from pilotage.runtime.commands import (
     AttemptAccepted,
     AttemptCompleted,
@@ -17,6 +17,7 @@ from pilotage.runtime.commands import (
 )
 from pilotage.runtime.decide_run import run_timer
 from pilotage.runtime.draft import Draft
+from pilotage.runtime.effects import ReleaseSlot, ScheduleTimer
 from pilotage.runtime.events import SlotDeclined, StepAccepted, StepUnready
 from pilotage.runtime.replies import Done, Late, Reply, SlotTaken
 from pilotage.runtime.settle import attempt_failed, complete, fail, has_room, start
@@ -24,9 +25,9 @@ from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 
 
 def _late(d: Draft, i: int, attempt: int) -> Late | None:
-    """None if `attempt` is the one in progress."""
+    """None if `attempt` of a job is the one in progress."""
     step = d.step(i)
-    if step.status is StepStatus.RUNNING and step.attempt == attempt:
+    if step.status is StepStatus.RUNNING and step.attempt == attempt and step.child_run_id is None:
         return None
     return Late(superseded=step.attempt > attempt)
 
@@ -62,11 +63,11 @@ def failed(d: Draft, c: AttemptFailed) -> Reply:
 
 
 def child_ended(d: Draft, c: ChildEnded) -> Reply:
-    late = _late(d, c.step, c.attempt)
-    if late is not None:
-        return late
-    if d.step(c.step).child_run_id != c.child_run_id:
+    step = d.step(c.step)
+    if step.attempt != c.attempt or step.child_run_id != c.child_run_id:
         return Late(superseded=True)
+    if step.status is not StepStatus.RUNNING:
+        return Late(superseded=False)
     d.reported = c.step
     if c.status is RunStatus.COMPLETED and c.error is None:
         complete(d, c.step, c.output)
@@ -74,7 +75,9 @@ def child_ended(d: Draft, c: ChildEnded) -> Reply:
         fail(d, c.step, c.error or "", "output_too_large")
     else:
         error = c.error or f"child run {c.child_run_id} is {c.status}"
-        attempt_failed(d, c.step, error, f"child_{c.status}")
+        # whoever canceled the child does not want to see it again
+        final = c.status is RunStatus.CANCELED
+        attempt_failed(d, c.step, error, f"child_{c.status}", final=final)
     return Done()
 
 
@@ -88,7 +91,9 @@ def event_received(d: Draft, c: EventReceived) -> Reply:
 
 def slot_granted(d: Draft, c: SlotGranted) -> Reply:
     if not d.requested >> c.step & 1:
-        return SlotTaken(taken=False)
+        return _unasked_grant(d, c.step)
+    if c.since_ms is not None and c.since_ms != d.step(c.step).ready_since_ms:
+        return SlotTaken(taken=False)  # the request that stands is another one
     if not has_room(d, c.step):
         d.emit(SlotDeclined(at_ms=d.now, actor=c.actor, step=c.step))
         return SlotTaken(taken=False)
@@ -96,18 +101,34 @@ def slot_granted(d: Draft, c: SlotGranted) -> Reply:
     return SlotTaken(taken=d.step(c.step).status is StepStatus.RUNNING)
 
 
+def _unasked_grant(d: Draft, i: int) -> Reply:
+    """A second grant, or one that crossed a withdrawal: only the first is of use."""
+    spec = d.graph.steps[i]
+    limited = policy_of(spec, d.head.policies).limited
+    if limited and d.step(i).status is StepStatus.RUNNING:
+        return SlotTaken(taken=True)
+    d.effects.append(ReleaseSlot(step=i, job=spec.job_id or ""))
+    return SlotTaken(taken=False)
+
+
 def timer_fired(d: Draft, c: TimerFired) -> Reply:
-    """Whatever is due at `now`; a timer that comes early or too late changes nothing."""
+    """Whatever is due at `now`. A timer that comes too late changes nothing; one that comes early
+    (the clock was set back) is armed again.
+    """
     if c.step is None:
         return run_timer(d)
     step = d.step(c.step)
-    if step.due_ms is None or d.now < step.due_ms:
+    if step.due_ms is None:
         return Done(changed=False)
+    if d.now < step.due_ms:
+        d.effects.append(ScheduleTimer(step=c.step, due_ms=step.due_ms))
+        return Done(changed=False)
+    d.fired = c.step
     if step.status is StepStatus.RUNNING:
         d.timed_out = c.step
         spec = d.graph.steps[c.step]
         secs = timeout_secs(spec, policy_of(spec, d.head.policies))
-        attempt_failed(d, c.step, f"timed out after {secs:g} s", "timeout")
+        attempt_failed(d, c.step, f"timed out after {seconds(secs)} s", "timeout")
     elif step.wait is WaitingFor.TIMER:
         complete(d, c.step, None)
     elif step.wait is WaitingFor.RETRY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pilotage.runtime.backoff import seconds
 from pilotage.runtime.commands import (
     AdmitRun,
     CancelRun,
@@ -13,7 +14,7 @@ from pilotage.runtime.commands import (
     ResumeRun,
 )
 from pilotage.runtime.draft import Draft
-from pilotage.runtime.effects import QueueRun, TellChild
+from pilotage.runtime.effects import QueueRun, ScheduleTimer, TellChild
 from pilotage.runtime.events import (
     ParentAttemptChanged,
     RunCreated,
@@ -29,8 +30,8 @@ from pilotage.runtime.events import (
 from pilotage.runtime.graph import bits
 from pilotage.runtime.replies import Done, Reply
 from pilotage.runtime.rules import RUN_MOVES, Move, Rejection, refuse_run
-from pilotage.runtime.settle import consider, end_run, skip_dependents, tell_parent
-from pilotage.runtime.state import StepState
+from pilotage.runtime.settle import clipped, consider, end_run, skip_dependents, tell_parent
+from pilotage.runtime.state import StepState, delay_ms, run_due_ms
 from pilotage.runtime.status import RunStatus, SkippedBy, StepStatus, StepType
 
 
@@ -79,7 +80,8 @@ def hold(d: Draft, c: HoldRun) -> Reply | Rejection:
     """The parent was paused or resumed; whatever the status, the child follows if it can."""
     if d.status is RunStatus.PENDING and d.vitals.held is not c.held:
         d.emit(RunHeldChanged(at_ms=d.now, actor=c.actor, held=c.held))
-        d.effects.append(QueueRun(since_ms=d.vitals.queued_at_ms, held=c.held))
+        if delay_ms(d.head, d.vitals, d.now) is None:
+            d.effects.append(QueueRun(since_ms=d.vitals.queued_at_ms, held=c.held))
         return Done()
     if c.held and d.status is RunStatus.RUNNING:
         return pause(d, PauseRun(actor=c.actor))
@@ -93,7 +95,7 @@ def cancel(d: Draft, c: CancelRun) -> Reply | Rejection:
     if (stop := _blocked(d, move)) is not None:
         return stop
     text = f"canceled by {c.actor}"
-    end_run(d, RunStatus.CANCELED, f"{text}: {c.reason}" if c.reason else text)
+    end_run(d, RunStatus.CANCELED, clipped(f"{text}: {c.reason}" if c.reason else text))
     return Done()
 
 
@@ -143,13 +145,14 @@ def run_timer(d: Draft) -> Reply:
         return Done(changed=False)
     expires = d.vitals.expires_at_ms
     if expires is not None and d.now >= expires:
-        end_run(d, RunStatus.TIMED_OUT, f"run timed out after {d.head.timeout_secs:g} s")
+        text = f"run timed out after {seconds(d.head.timeout_secs)} s"
+        end_run(d, RunStatus.TIMED_OUT, text)
         return Done()
-    if d.status is RunStatus.PENDING:
-        d.effects.append(
-            QueueRun(since_ms=max(d.vitals.queued_at_ms, d.head.delay_until_ms or 0),
-                     held=d.vitals.held)
-        )  # fmt: skip
+    if d.status is RunStatus.PENDING and delay_ms(d.head, d.vitals, d.now) is None:
+        d.effects.append(QueueRun(since_ms=d.vitals.queued_at_ms, held=d.vitals.held))
+    due = run_due_ms(d.head, d.vitals, d.now)
+    if due is not None:  # the deadline after the delay, or a timer that came early
+        d.effects.append(ScheduleTimer(step=None, due_ms=due))
     return Done(changed=False)
 
 
@@ -215,21 +218,19 @@ def reset_step(d: Draft, i: int, *, checked: bool = False, keep_child: bool = Fa
 
 def reopen_child(d: Draft, c: ReopenChild) -> Reply:
     """The parent's step was retried: what failed here runs again, under the new parent attempt."""
-    if d.status is RunStatus.COMPLETED:
-        _answer_to(d, c.parent_attempt)
-        tell_parent(d)
-        return Done()
-    if not d.status.is_terminal:
-        _answer_to(d, c.parent_attempt)
+    if c.parent_attempt <= d.vitals.parent_attempt:  # told twice
+        return Done(changed=False)
+    if d.status is RunStatus.COMPLETED or not d.status.is_terminal:
+        d.emit(ParentAttemptChanged(at_ms=d.now, actor=d.actor, parent_attempt=c.parent_attempt))
+        if d.status.is_terminal:
+            tell_parent(d)
         return Done()
     reopen(d, slot=c.slot, parent_attempt=c.parent_attempt)
     for i in list(bits(d.blocking)):
         step = d.step(i)
         if step.status is StepStatus.FAILED:
-            reset_step(d, i, checked=True, keep_child=can_reopen_child(d, i, step))
+            # a condition that could not be evaluated is evaluated now
+            ran = step.attempt > step.budget_start
+            reset_step(d, i, checked=ran, keep_child=can_reopen_child(d, i, step))
     repair(d)
     return Done()
-
-
-def _answer_to(d: Draft, parent_attempt: int) -> None:
-    d.emit(ParentAttemptChanged(at_ms=d.now, actor=d.actor, parent_attempt=parent_attempt))

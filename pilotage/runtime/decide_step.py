@@ -26,7 +26,7 @@ from pilotage.runtime.rules import (
     conflict,
     refuse_step,
 )
-from pilotage.runtime.settle import complete, fail
+from pilotage.runtime.settle import clipped, complete, fail
 from pilotage.runtime.state import BLANK, Resolution
 from pilotage.runtime.status import OnFailure, SkippedBy, StepStatus, StepType, WaitingFor
 from pilotage.runtime.views import rfc3339
@@ -77,6 +77,12 @@ def _undecidable(
         return Done(changed=False)
     if step.resolution in (Resolution.APPROVED, Resolution.REJECTED):
         return conflict(f'step "{spec.step_ref}" was {step.resolution} already', step.status)
+    if step.status is StepStatus.WAITING:
+        return conflict(
+            f'step "{spec.step_ref}" still waits for its dependencies; it can be {move.done} once'
+            " it waits for an approval",
+            step.status,
+        )
     return refuse_step(move, spec.step_ref, step.status)
 
 
@@ -89,8 +95,9 @@ def skip(d: Draft, c: SkipStep) -> Reply | Rejection:
         return refuse_step(move, spec.step_ref, step.status)
     if d.status.is_terminal:
         reopen(d, slot=c.slot)
+    reason = None if c.reason is None else clipped(c.reason)
     d.emit(
-        StepSkipped(at_ms=d.now, actor=c.actor, step=c.step, by=SkippedBy.OPERATOR, reason=c.reason)
+        StepSkipped(at_ms=d.now, actor=c.actor, step=c.step, by=SkippedBy.OPERATOR, reason=reason)
     )
     repair(d)
     return Done()

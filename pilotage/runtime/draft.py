@@ -59,13 +59,15 @@ class Draft:
     newly_*       steps whose consequences are not settled yet
     before        first state of every step changed here, by index
     reported      the step whose own result caused this transition: nobody has to stop it
+    fired         the step whose timer caused this transition: that timer is spent
+    timed_out     the step whose attempt has used up its time
     """
 
     __slots__ = (
-        "actor", "before", "blocking", "cache", "chunks", "copied", "effects", "events", "fresh",
-        "graph", "head", "held", "newly_blocking", "newly_satisfied", "newly_unsatisfied", "now",
-        "open", "output_bytes", "ready", "reported", "requested", "running", "satisfied",
-        "timed_out", "vitals", "want",
+        "actor", "before", "blocking", "cache", "chunks", "copied", "effects", "events", "fired",
+        "fresh", "graph", "head", "held", "newly_blocking", "newly_satisfied",
+        "newly_unsatisfied", "now", "open", "output_bytes", "ready", "reported", "requested",
+        "running", "satisfied", "timed_out", "vitals", "want",
     )  # fmt: skip
 
     def __init__(self, state: RunState, now: int = 0, actor: str = "system") -> None:
@@ -93,6 +95,7 @@ class Draft:
         self.effects: list[Effect] = []
         self.cache: dict[Any, Any] = {}
         self.reported: int | None = None
+        self.fired: int | None = None
         self.timed_out: int | None = None
         self.now = now
         self.actor = actor
@@ -106,6 +109,10 @@ class Draft:
     def step(self, i: int) -> StepState:
         chunk = self.copied.get(i // CHUNK)
         return chunk[i % CHUNK] if chunk is not None else self.chunks[i // CHUNK][i % CHUNK]
+
+    def first(self, i: int) -> StepState:
+        """Step i as it was before this transition."""
+        return self.before.get(i) or self.step(i)
 
     # --- writing ---------------------------------------------------------------------------
 
@@ -214,7 +221,7 @@ def _created(d: Draft, e: RunCreated) -> None:
         d.put(i, step)
     d.vitals = RunVitals(
         expires_at_ms=e.expires_at_ms,
-        queued_at_ms=e.at_ms,
+        queued_at_ms=max(e.at_ms, e.head.delay_until_ms or 0),
         held=e.held,
         parent_attempt=e.parent_attempt,
     )
@@ -449,7 +456,7 @@ def _canceled(d: Draft, e: StepCanceled) -> None:
             error=old.error,
             started_at_ms=old.started_at_ms,
             finished_at_ms=e.at_ms,
-            child_run_id=old.child_run_id,
+            child_run_id=None if e.unstarted else old.child_run_id,
         ),
     )
 

@@ -37,13 +37,18 @@ class StopAttempt(Effect, frozen=True, kw_only=True, tag=True):
 
 
 class RequestSlot(Effect, frozen=True, kw_only=True, tag=True):
+    """Ask for a slot of the job. Asking again while a request stands changes nothing."""
+
     step: int
     job: str
     since_ms: int
 
 
 class ReleaseSlot(Effect, frozen=True, kw_only=True, tag=True):
-    """Give back the job slot that the step holds, or withdraw its request."""
+    """Give back the job slot that the step holds, or withdraw its request.
+
+    It comes with every end of either, a declined grant included.
+    """
 
     step: int
     job: str
@@ -54,11 +59,10 @@ class ReleaseRunSlot(Effect, frozen=True, kw_only=True, tag=True):
 
 
 class QueueRun(Effect, frozen=True, kw_only=True, tag=True):
-    """The run waits for a slot of its workflow (and for `not_before_ms`, if delayed)."""
+    """The run waits for a slot of its workflow; `held`: it keeps its place and gets none."""
 
     since_ms: int
     held: bool = False
-    not_before_ms: int | None = None
 
 
 class ScheduleTimer(Effect, frozen=True, kw_only=True, tag=True):

@@ -126,7 +126,9 @@ class StepSkipped(StepEvent, frozen=True, kw_only=True, tag=True):
 
 
 class StepCanceled(StepEvent, frozen=True, kw_only=True, tag=True):
-    pass
+    """`unstarted`: its child run was named in this transition only and is never created."""
+
+    unstarted: bool = False
 
 
 class StepReset(StepEvent, frozen=True, kw_only=True, tag=True):

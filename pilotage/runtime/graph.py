@@ -51,7 +51,7 @@ class StepGraph:
             for j in deps:
                 dependents[j].append(i)
         self.dependents: tuple[tuple[int, ...], ...] = tuple(map(tuple, dependents))
-        self.deps_mask: tuple[int, ...] = tuple(sum(1 << j for j in deps) for deps in self.deps)
+        self.deps_mask: tuple[int, ...] = tuple(sum(1 << j for j in set(d)) for d in self.deps)
         self.key_mask: dict[str, int] = {}
         self.job_mask: dict[str, int] = {}
         for i, s in enumerate(spec.steps):

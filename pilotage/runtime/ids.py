@@ -40,10 +40,10 @@ def make_run_id(time_ms: int, random_bits: int, shard: int = 0) -> str:
     return _text(value)
 
 
-def derived_run_id(time_ms: int, *parts: object, shard: int = 0, offset: int = 0) -> str:
+def derived_run_id(time_ms: int, *parts: object, shard: int = 0) -> str:
     """The run id that `parts` always give: for child runs and for cron fire times."""
     digest = hashlib.blake2b("\x00".join(map(str, parts)).encode(), digest_size=8).digest()
-    return make_run_id(time_ms, int.from_bytes(digest) + offset, shard)
+    return make_run_id(time_ms, int.from_bytes(digest), shard)
 
 
 def step_run_id(run_id: str, step: int) -> str:

@@ -89,7 +89,7 @@ def _payload_fields(d: Draft) -> dict[str, msgspec.Raw]:
         return {}
     fields: dict[str, msgspec.Raw] | None = d.cache.get("fields")
     if fields is None:
-        fields = _decode_object(text) if text[:1] == b"{" else {}
+        fields = _decode_object(text) if text.lstrip()[:1] == b"{" else {}
         d.cache["fields"] = fields
     return fields
 

@@ -68,8 +68,9 @@ from pilotage.runtime.state import (
     RunVitals,
     StepState,
     blank_chunks,
+    run_due_ms,
 )
-from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
+from pilotage.runtime.status import StepStatus, StepType, WaitingFor
 
 HISTORY_LIMIT = 50_000
 """Items of history a run keeps; then one `truncated` item and no more (runs.md §10)."""
@@ -160,16 +161,6 @@ def replay(graph: StepGraph, events: tuple[Event, ...]) -> RunState:
     return state
 
 
-def run_due_ms(head: RunHead, vitals: RunVitals, now: int) -> int | None:
-    """When the run's own timer fires: the end of its delay, then its deadline."""
-    if vitals.status.is_terminal:
-        return None
-    delay = head.delay_until_ms
-    if vitals.status is RunStatus.PENDING and delay is not None and delay > now:
-        return delay
-    return vitals.expires_at_ms
-
-
 # --- effects -----------------------------------------------------------------------------------
 
 
@@ -180,7 +171,7 @@ def _effects(d: Draft, state: RunState) -> tuple[Effect, ...]:
     for i, before in d.before.items():
         after = d.step(i)
         _taken_back(d, i, before, after, out)
-        if after.due_ms != before.due_ms:
+        if after.due_ms != before.due_ms or (i == d.fired and after.due_ms is not None):
             timers.append(
                 CancelTimer(step=i)
                 if after.due_ms is None
@@ -204,7 +195,8 @@ def _taken_back(d: Draft, i: int, before: StepState, after: StepState, out: list
         elif d.reported != i and before.child_run_id is not None:
             out.append(TellChild(child_run_id=before.child_run_id, what="cancel", step=i))
     elif before.wait is WaitingFor.JOB_LIMIT:
-        if after.wait is not WaitingFor.JOB_LIMIT and after.status is not StepStatus.RUNNING:
+        stands = after.wait is before.wait and after.ready_since_ms == before.ready_since_ms
+        if not stands and after.status is not StepStatus.RUNNING:
             out.append(ReleaseSlot(step=i, job=spec.job_id or ""))
     elif (
         before.wait is WaitingFor.EVENT
@@ -222,6 +214,8 @@ def _still_meant(d: Draft, effect: Effect) -> bool:
         return d.step(effect.step).wait is WaitingFor.EVENT
     if isinstance(effect, RequestSlot):
         return d.step(effect.step).wait is WaitingFor.JOB_LIMIT
+    if isinstance(effect, TellChild):
+        return d.step(effect.step).status is StepStatus.RUNNING
     return True
 
 

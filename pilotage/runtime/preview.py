@@ -11,6 +11,7 @@ from pilotage.runtime.events import (
     StepCanceled,
     StepCompleted,
     StepEvent,
+    StepFailed,
     StepHeld,
     StepParked,
     StepReset,
@@ -34,6 +35,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     canceled: list[str]
     completed: list[str]
     held: list[str]
+    failed: list[str] = []
     reset_steps: int | None = None
 
 
@@ -48,6 +50,7 @@ def preview(transition: Transition, reset_steps: int | None = None) -> Preview:
         canceled=_refs(graph, events, StepCanceled),
         completed=_refs(graph, events, StepCompleted),
         held=_refs(graph, events, StepHeld),
+        failed=_refs(graph, events, StepFailed),
         reset_steps=reset_steps,
     )
 

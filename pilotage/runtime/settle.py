@@ -51,6 +51,14 @@ from pilotage.runtime.status import (
 )
 
 
+MAX_ERROR_CHARS = 4096
+"""Longest error or reason that is kept; the state of a run stays small."""
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= MAX_ERROR_CHARS else f"{text[: MAX_ERROR_CHARS - 1]}…"
+
+
 def settle(d: Draft) -> None:
     """Bring the draft to rest: nothing ready is left standing unless a limit or a pause says so."""
     while True:
@@ -156,7 +164,9 @@ def _finish(d: Draft) -> None:
 def end_run(d: Draft, status: RunStatus, error: str | None) -> None:
     """End the run: open steps are canceled, the slot goes back, the parent is told."""
     for i in bits(d.open):
-        d.emit(StepCanceled(at_ms=d.now, actor=d.actor, step=i))
+        child = d.step(i).child_run_id
+        unstarted = child is not None and d.first(i).child_run_id != child
+        d.emit(StepCanceled(at_ms=d.now, actor=d.actor, step=i, unstarted=unstarted))
     d.emit(RunEnded(at_ms=d.now, actor=d.actor, status=status, error=error))
     d.effects.append(ReleaseRunSlot())
     tell_parent(d)
@@ -301,9 +311,7 @@ def _start_child(d: Draft, i: int, attempt: int, payload: bytes) -> None:
     if d.head.depth + 1 > depth:
         fail(d, i, f"sub-workflows may be nested {depth} deep at most", "nesting_depth")
         return
-    child = derived_run_id(
-        d.now, d.head.id, d.vitals.seq, shard=shard_of(d.head.id), offset=len(d.effects)
-    )
+    child = derived_run_id(d.now, d.head.id, i, attempt, shard=shard_of(d.head.id))
     d.emit(StepStarted(at_ms=d.now, actor=d.actor, step=i, attempt=attempt, child_run_id=child))
     d.effects.append(
         StartChild(
@@ -394,7 +402,7 @@ def fail(
             at_ms=d.now,
             actor=d.actor,
             step=i,
-            error=error,
+            error=clipped(error),
             error_class=error_class,
             resolution=resolution,
         )
@@ -431,7 +439,7 @@ def attempt_failed(
             step=i,
             attempt=step.attempt,
             due_ms=d.now + delay,
-            error=error,
+            error=clipped(error),
             error_class=error_class,
         )
     )

@@ -97,7 +97,7 @@ class RunVitals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     seq            rises by one with each stored transition (the version writes are checked with)
     history_seq    number of history items so far
-    queued_at_ms   place in the queue of its workflow while `pending`
+    queued_at_ms   place in the queue of its workflow while `pending` (a delayed run: when due)
     held           a pending child of a paused parent: gets no slot until the parent resumes
     parent_attempt the attempt of the parent's step that this run now answers
     """
@@ -161,6 +161,21 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
         """All step states in definition order."""
         for chunk in self.chunks:
             yield from chunk
+
+
+def delay_ms(head: RunHead, vitals: RunVitals, now: int) -> int | None:
+    """When the delay of the trigger ends, None if it is over; a reopen ends it too."""
+    until = head.delay_until_ms
+    if until is None or until <= now or vitals.queued_at_ms < until:
+        return None
+    return until if vitals.status is RunStatus.PENDING else None
+
+
+def run_due_ms(head: RunHead, vitals: RunVitals, now: int) -> int | None:
+    """When the run's own timer fires: the end of its delay, then its deadline."""
+    if vitals.status.is_terminal:
+        return None
+    return delay_ms(head, vitals, now) or vitals.expires_at_ms
 
 
 def blank_chunks(size: int) -> tuple[tuple[StepState, ...], ...]:
