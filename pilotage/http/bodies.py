@@ -91,12 +91,12 @@ def _check_content_type(headers: Any) -> None:
 def decode_json(body: bytes) -> Any:
     """The value of a JSON text, strictly."""
     try:
-        value = msgspec.json.decode(body)
+        value: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as exc:
         raise HttpError(400, f"the body is not valid JSON: {_reason(exc)}") from exc
     except RecursionError as exc:
         raise HttpError(400, "the body is not valid JSON: it is nested too deep") from exc
-    if isinstance(value, (dict, list)):
+    if _is_container(value):
         _check_duplicates(body, value)
     deep = body.count(b"[") + body.count(b"{") > MAX_DEPTH
     if deep or _SUSPICIOUS.search(body) is not None:
@@ -142,6 +142,10 @@ def _check_duplicates(body: bytes, value: Any) -> None:
     raise HttpError(400, f"the body has the key {shown} twice in one object; write it once")
 
 
+def _is_container(value: object) -> bool:
+    return isinstance(value, (dict, list))
+
+
 def _members(value: Any) -> int:
     """How many members all objects in `value` have together."""
     members = 0
@@ -150,9 +154,9 @@ def _members(value: Any) -> int:
         item = stack.pop()
         if is_object(item):
             members += len(item)
-            stack.extend(v for v in item.values() if isinstance(v, (dict, list)))
+            stack.extend(filter(_is_container, item.values()))
         elif is_array(item):
-            stack.extend(v for v in item if isinstance(v, (dict, list)))
+            stack.extend(filter(_is_container, item))
     return members
 
 
