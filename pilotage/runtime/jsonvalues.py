@@ -20,7 +20,7 @@ MAX_INTEGER = 2**64 - 1
 """What the JSON codec can carry; a larger integer would be lost in storage."""
 
 _SHOWN_CHARS = 80
-_PLAIN_KEY = re.compile(r"[\w$@-]+\Z")  # noqa: TID251 - a constant of ours
+_PLAIN_KEY = re.compile(r"[\w$@-]+\Z")
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:

@@ -53,12 +53,11 @@ MAX_RENDERED_CHARS = 8 * 1024 * 1024
 _UNMETERED_EXPRESSIONS = 8
 """So many values of at most 1 MiB each cannot pass `MAX_RENDERED_CHARS`: nothing to measure."""
 
-# TID251 is off for these: constants of ours, linear because nothing in them backtracks.
-REF_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")  # noqa: TID251
-_NAME = re.compile(r"[\w$@-]+")  # noqa: TID251
-_DIGITS = re.compile(r"[0-9]{1,9}(?![\w-])")  # noqa: TID251
-_SINGLE_QUOTED = re.compile(r"'([^']*)'")  # noqa: TID251
-_SPACE = re.compile(r"[ \t\r\n]*")  # noqa: TID251
+REF_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
+_NAME = re.compile(r"[\w$@-]+")
+_DIGITS = re.compile(r"[0-9]{1,9}(?![\w-])")
+_SINGLE_QUOTED = re.compile(r"'([^']*)'")
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 Key = str | int
 

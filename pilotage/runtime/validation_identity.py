@@ -19,10 +19,9 @@ from pilotage.runtime.validation_fields import Problems, Reader, flag, tags, tex
 MAX_NAME_CHARS: Final = 255
 MAX_DESCRIPTION_CHARS: Final = 2_000
 
-# TID251 is off for these: constants of ours, linear because nothing in them backtracks.
-SLUG_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")  # noqa: TID251
-PROJECT_PATTERN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # noqa: TID251
-_NO_SLUG_CHARS = re.compile(r"[^a-z0-9]+")  # noqa: TID251
+SLUG_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+PROJECT_PATTERN: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_NO_SLUG_CHARS = re.compile(r"[^a-z0-9]+")
 
 IDENTITY_READERS: Final[dict[str, Reader]] = {
     "name": text(most=MAX_NAME_CHARS),

@@ -146,17 +146,19 @@ STEP_FIELDS: Final = FieldTable(
     later={"webhook": "webhooks are not supported yet"},
 )
 
+_JOB = frozenset({StepType.JOB})
 _WITH_ATTEMPTS = frozenset({StepType.JOB, StepType.SUB_WORKFLOW})
 _APPROVAL = frozenset({StepType.APPROVAL})
 _EVENT = frozenset({StepType.WAIT_FOR_EVENT})
 
 ONLY_FOR: Final[dict[str, frozenset[StepType]]] = {
-    "job_id": frozenset({StepType.JOB}),
+    "job_id": _JOB,
+    "output_transform": _JOB,  # the executor applies it to what the job answered
     "retry_max_attempts": _WITH_ATTEMPTS,
     "retry_backoff": _WITH_ATTEMPTS,
     "retry_initial_delay_secs": _WITH_ATTEMPTS,
     "retry_max_delay_secs": _WITH_ATTEMPTS,
-    "timeout_secs_override": frozenset({StepType.JOB}),
+    "timeout_secs_override": _JOB,
     "approval_approvers": _APPROVAL,
     "approval_timeout_secs": _APPROVAL,
     "event_key": _EVENT,
@@ -330,5 +332,6 @@ def _with_positions(checked: Sequence[str], given: Any) -> Iterable[tuple[int, s
     """The checked refs with their positions in the array that was given, which may hold others."""
     if not checked or len(checked) == len(given):
         return enumerate(checked)
-    positions = {ref: k for k, ref in reversed(list(enumerate(given))) if isinstance(ref, str)}
+    items: list[Any] = list(given)
+    positions = {ref: k for k, ref in reversed([*enumerate(items)]) if isinstance(ref, str)}
     return [(positions[ref], ref) for ref in checked]
