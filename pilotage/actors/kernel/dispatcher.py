@@ -218,7 +218,7 @@ class LoopDispatcher:
 
     def run_task(self, cell: Cell, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a suspended handler; the loop itself holds its tasks only weakly."""
-        task = self.loop.create_task(coroutine, context=self._context.copy())
+        task = self.loop.create_task(coroutine)
         self._suspended[task] = cell
         task.add_done_callback(self._suspended.pop)
         return task

@@ -181,6 +181,28 @@ async def test_an_actor_may_stop_itself(dispatcher: LoopDispatcher) -> None:
     assert not ref.is_alive()
 
 
+async def test_an_exit_in_on_stop_reaches_who_asked_for_the_stop_as_a_dead_actor(
+    dispatcher: LoopDispatcher,
+) -> None:
+    class Clumsy(LoopActor):
+        def on_stop(self) -> None:
+            raise asyncio.CancelledError
+
+    ref = dispatcher.spawn(Clumsy, "a")
+    assert await ref.stop(block=False) is False
+    assert not ref.is_alive()
+
+
+async def test_pausing_an_ended_actor_leaves_no_trace(dispatcher: LoopDispatcher) -> None:
+    ref = dispatcher.spawn(Recorder, "a")
+    actor = _actor_of(ref)
+    await ref.stop(block=False)
+    actor.pause()
+    actor.resume()
+    assert dispatcher.obliged == set()
+    assert actor.dispatcher is dispatcher
+
+
 async def test_blocking_forms_on_the_loop_send_nothing(dispatcher: LoopDispatcher) -> None:
     ref = dispatcher.spawn(Recorder, "a")
     with pytest.raises(WouldBlockLoopError):

@@ -335,6 +335,7 @@ async def test_kill_from_within_ends_the_actor_after_its_message(
 
     def kill_self(actor: Recorder) -> str:
         actor.actor_ref.kill(fenced)
+        assert words == [], "not before the message is done"
         return "answered"
 
     asked = ref.ask(kill_self, block=False)
