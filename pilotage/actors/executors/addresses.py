@@ -21,8 +21,24 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Public by number, yet served by the cloud's own host to the machines on it.
 _METADATA = frozenset(map(ipaddress.ip_address, ("168.63.129.16", "100.100.100.200")))
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
-_COMPATIBLE = ipaddress.IPv6Network("::/96")
+# What the IANA registries call special; older versions of `ipaddress` do not know all of it.
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "100.64.0.0/10",
+            "192.0.0.0/24",
+            "192.88.99.0/24",
+            "198.18.0.0/15",
+            "2001::/23",  # Teredo among others: tunnels to any IPv4 address
+            "2001:db8::/32",
+            "2002::/16",  # 6to4: likewise
+            "3fff::/20",
+        ),
+    )
+)
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _KINDS = (
     ("is_loopback", "a loopback address"),
     ("is_link_local", "a link-local address"),
@@ -47,11 +63,17 @@ def refusal(address: str) -> str | None:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return "something that is not an address"
-    for candidate in (parsed, *_embedded(parsed)):
-        kind = _kind(candidate)
-        if kind is not None:
-            return kind
-    return None
+    return _kind(_target(parsed))
+
+
+def _target(address: Address) -> Address:
+    """What is really reached: IPv4 addresses have spellings in IPv6."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return address.ipv4_mapped
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address
 
 
 def _kind(address: Address) -> str | None:
@@ -60,19 +82,11 @@ def _kind(address: Address) -> str | None:
     for attribute, kind in _KINDS:
         if getattr(address, attribute):
             return kind
-    if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
-        return "a private address"
-    return None if address.is_global else "an address that is not public"
-
-
-def _embedded(address: Address) -> list[ipaddress.IPv4Address]:
-    """IPv4 addresses that an IPv6 address stands for: mapped, translated, tunnelled."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return []
-    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if any(address in network for network in (*_NAT64, _COMPATIBLE)):
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
-    return [ip for ip in found if ip is not None]
+    if address.version == 6 and address not in _GLOBAL_UNICAST:
+        return "an address that is not public"
+    if any(address in network for network in _SPECIAL) or not address.is_global:
+        return "an address that is not public"
+    return None
 
 
 def check(address: str) -> None:

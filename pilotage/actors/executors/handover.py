@@ -43,6 +43,11 @@ class Handover(Generic[ItemT]):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._drain)
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing posted so far is still on its way. On the loop only."""
+        return not self._items
+
     def _drain(self) -> None:
         self._woken = False
         items, receive = self._items, self._receive

@@ -294,7 +294,9 @@ def _bad_endpoint(problem: str) -> Failed:
 
 
 def _refused(error: BaseException) -> Failed | None:
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    # aiohttp wraps it, in one way when resolving or connecting fails and in another after that.
+    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error.__cause__
+    cause = error if inner is None else inner
     if not isinstance(cause, AddressRefusedError):
         return None
     return Failed(

@@ -14,6 +14,7 @@ from pilotage.actors.executors.invoke import Outcome, call, call_async
 from pilotage.actors.executors.running import Running
 
 CALLS_PER_TURN = 64
+CLOSE_SECS = 1.0
 
 
 class InlineRunner:
@@ -36,19 +37,18 @@ class InlineRunner:
 
     def stop(self, running: Running) -> None:
         """A plain function cannot be under way here: it is over, or not begun and `over` by now."""
-        task = self._tasks.pop(running, None)
+        task = self._tasks.get(running)
         if task is not None:
+            # A task that is cancelled before its first step never gets to its own clean-up.
+            task.add_done_callback(lambda _: self._tasks.pop(running, None))
             task.cancel()
 
     async def aclose(self) -> None:
+        """Called when everything has been stopped: let the tasks see their cancellation."""
         self._ready.clear()
-        tasks = tuple(self._tasks.values())
-        for running in tuple(self._tasks):
-            running.context.cancel()
-            self.stop(running)
-        if tasks:
+        if self._tasks:
             # One that swallows its cancellation is left alone: it may never end.
-            await asyncio.wait(tasks, timeout=1.0)
+            await asyncio.wait(tuple(self._tasks.values()), timeout=CLOSE_SECS)
 
     def _run_ready(self) -> None:
         self._woken = False

@@ -37,7 +37,7 @@ class PythonExecutor:
         loop = asyncio.get_running_loop()
         self._attempts: dict[AttemptKey, Running] = {}
         self._news: Handover[tuple[Running, News | None]] = Handover(loop, self._receive)
-        self._inline = InlineRunner(loop, self._finished)
+        self._inline = InlineRunner(loop, self._finished_inline)
         self._job_loop = JobLoop(blocked_secs=settings.blocked_secs)
         self._threads = ThreadPool(
             max_threads=settings.max_threads, max_abandoned=settings.max_abandoned_threads
@@ -114,6 +114,13 @@ class PythonExecutor:
             if running.job.kind is JobKind.THREAD:
                 self._threads.ended(running)
             self._finished(running, news)
+
+    def _finished_inline(self, running: Running, outcome: Outcome) -> None:
+        """No detour, unless the job's log is still on its way: that comes before the end."""
+        if self._news.is_empty:
+            self._finished(running, outcome)
+        else:
+            self._news.post((running, outcome))
 
     def _finished(self, running: Running, outcome: Outcome) -> None:
         if not running.over:

@@ -1,0 +1,626 @@
+"""HTTP attempts against real endpoints, well-behaved and otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import hmac
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from pilotage import __version__
+from pilotage.actors.executors.http_executor import HttpExecutor, HttpSettings, signature
+from pilotage.actors.executors.port import Accepted, Attempt, Completed
+from pilotage.actors.executors.tokens import RunTokens
+from pilotage.runtime.definition import JobSpec
+from tests.integration.executors.peers import Handler, Peer, RawPeer
+from tests.integration.executors.recorder import Recorder, attempt
+from tests.support.clock import START_MS, FakeClock
+from tests.support.waiting import wait_until
+from tests.unit.executors.test_addresses import Names
+
+TOKENS = RunTokens(b"k" * 32)
+
+
+class Client:
+    """An executor and what tests do with it."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("allow_private_endpoints", True)
+        names = settings.pop("names", None)
+        self.clock = FakeClock()
+        self.executor = HttpExecutor(TOKENS, self.clock, HttpSettings(**settings), resolver=names)
+
+    def begin(self, url: str, **fields: Any) -> tuple[Attempt, Recorder]:
+        order, recorder = attempt(**fields), Recorder()
+        self.executor.start(order, JobSpec(endpoint_url=url), recorder)
+        assert not recorder.reports, "a report from within start"
+        return order, recorder
+
+    def post(self, url: str, **fields: Any) -> Recorder:
+        return self.begin(url, **fields)[1]
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    client = Client()
+    yield client
+    await client.executor.aclose()
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    async with Peer() as peer:
+        yield peer
+
+
+def answering(*args: Any, **kwargs: Any) -> Handler:
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        return web.Response(*args, **kwargs)
+
+    return handler
+
+
+# --- the request ----------------------------------------------------------------------------------
+
+
+async def test_the_input_is_posted_with_all_that_identifies_the_attempt(
+    client: Client, peer: Peer
+) -> None:
+    recorder = client.post(
+        peer.url,
+        job="job-id",
+        data=b'{"order_id":42}',
+        run_id="the-run",
+        attempt=2,
+        job_run_id="the-job-run",
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
+    assert await recorder.output() == b'{"ok":true}'
+    (request,) = peer.requests
+    assert (request.method, request.path_qs) == ("POST", "/jobs/charge?x=1")
+    assert peer.bodies == [b'{"order_id":42}']
+    expected = {
+        "Content-Type": "application/json",
+        "User-Agent": f"pilotage/{__version__}",
+        "X-Run-ID": "the-job-run",
+        "X-Workflow-Run-ID": "the-run",
+        "X-Step-Ref": "charge",
+        "X-Job-ID": "job-id",
+        "X-Attempt": "2",
+        "Idempotency-Key": "the-run/charge/2",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    assert {name: request.headers.get(name) for name in expected} == expected
+    assert TOKENS.verify(request.headers["X-Run-Token"], "the-job-run", START_MS)
+    assert "X-Signature" not in request.headers
+
+
+async def test_without_a_trace_there_is_no_traceparent(client: Client, peer: Peer) -> None:
+    await client.post(peer.url).over()
+    assert "traceparent" not in peer.requests[0].headers
+
+
+async def test_with_a_secret_the_request_is_signed(client: Client, peer: Peer) -> None:
+    order, recorder = attempt(data=b'{"a":1}'), Recorder()
+    spec = JobSpec(endpoint_url=peer.url, signing_secret="s3cret")
+    client.executor.start(order, spec, recorder)
+    await recorder.over()
+    headers = peer.requests[0].headers
+    timestamp = headers["X-Signature-Timestamp"]
+    assert timestamp == str(START_MS // 1000)
+    digest = hmac.new(b"s3cret", timestamp.encode() + b'.{"a":1}', hashlib.sha256).hexdigest()
+    assert headers["X-Signature"] == f"v1={digest}" == signature("s3cret", timestamp, b'{"a":1}')
+
+
+async def test_connections_are_pooled_and_no_cookie_is_kept(client: Client, peer: Peer) -> None:
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        response = web.json_response({})
+        response.set_cookie("session", "of somebody else")
+        return response
+
+    peer.handler = handler
+    for _ in range(5):
+        await client.post(peer.url).over()
+    assert len(peer.connections) == 1
+    assert all("Cookie" not in request.headers for request in peer.requests)
+
+
+async def test_many_attempts_at_once_need_no_thread_each(client: Client, peer: Peer) -> None:
+    together = asyncio.Event()
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        if len(peer.requests) == 100:
+            together.set()
+        await together.wait()
+        return web.json_response(1)
+
+    peer.handler = handler
+    before = threading.active_count()
+    recorders = [client.post(peer.url) for _ in range(100)]
+    assert {await recorder.output() for recorder in recorders} == {b"1"}
+    assert threading.active_count() - before < 10
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("handler", "report"),
+    [
+        (answering(status=200), Completed(None)),
+        (answering(status=204), Completed(None)),
+        (answering(status=202, text="later"), Accepted()),
+        (answering(text="plain words"), Completed(b'"plain words"')),
+        (answering(body=b'{"a": 1}', content_type="application/json"), Completed(b'{"a":1}')),
+    ],
+)
+async def test_good_answers_end_the_attempt(
+    client: Client, peer: Peer, handler: Handler, report: Any
+) -> None:
+    peer.handler = handler
+    assert await client.post(peer.url).over() == report
+
+
+@pytest.mark.parametrize(
+    ("status", "final"), [(400, True), (404, True), (408, False), (500, False), (503, False)]
+)
+async def test_bad_answers_are_final_or_not(
+    client: Client, peer: Peer, status: int, final: bool
+) -> None:
+    peer.handler = answering(status=status, text="sorry")
+    failed = await client.post(peer.url).failed()
+    assert failed.final is final
+    assert failed.error == f"the endpoint answered {status}: sorry"
+
+
+async def test_429_says_when_to_come_back(client: Client, peer: Peer) -> None:
+    peer.handler = answering(status=429, headers={"Retry-After": "17"})
+    failed = await client.post(peer.url).failed()
+    assert (failed.final, failed.retry_after_secs) == (False, 17)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_never_followed(client: Client, peer: Peer, status: int) -> None:
+    async with Peer() as other:
+        peer.handler = answering(status=status, headers={"Location": other.url})
+        failed = await client.post(peer.url).failed()
+        assert failed.final
+        assert "redirects are not followed" in failed.error
+        assert not other.requests
+
+
+async def test_json_that_is_broken_is_final(client: Client, peer: Peer) -> None:
+    peer.handler = answering(body=b'{"a": ', content_type="application/json")
+    failed = await client.post(peer.url).failed()
+    assert (failed.final, failed.error_class) == (True, "BadAnswer")
+
+
+async def test_an_answer_that_announces_its_size_is_refused_unread(
+    client: Client, peer: Peer
+) -> None:
+    peer.handler = answering(body=b"x" * 2_000_000)
+    failed = await client.post(peer.url).failed()
+    assert failed.final
+    assert failed.error == "output is 2000000 bytes; at most 1048576 are kept"
+
+
+async def test_an_answer_without_end_is_read_with_a_bound(client: Client, peer: Peer) -> None:
+    hung_up = asyncio.Event()
+    sent = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"x" * 65_536)
+                sent += 65_536
+        finally:
+            hung_up.set()
+
+    peer.handler = handler
+    failed = await client.post(peer.url).failed()
+    assert failed.final
+    assert failed.error == "output is over 1048576 bytes; at most 1048576 are kept"
+    await asyncio.wait_for(hung_up.wait(), 10)
+    assert sent < 64 << 20
+
+
+async def test_a_small_answer_that_unpacks_to_a_large_one_is_read_with_a_bound(
+    client: Client, peer: Peer
+) -> None:
+    packed = gzip.compress(b"x" * 50_000_000)
+    peer.handler = answering(body=packed, headers={"Content-Encoding": "gzip"})
+    failed = await client.post(peer.url).failed()
+    assert (failed.final, failed.error_class) == (True, "OutputTooLarge")
+
+
+async def test_an_error_page_without_end_is_read_with_a_bound(client: Client, peer: Peer) -> None:
+    peer.handler = answering(status=500, body=b"x" * 10_000_000)
+    failed = await client.post(peer.url).failed()
+    assert not failed.final
+    assert len(failed.error) < 1_000
+
+
+async def test_a_large_answer_within_the_bound_is_kept(client: Client, peer: Peer) -> None:
+    peer.handler = answering(text="x" * 1_000_000)
+    assert await client.post(peer.url).output() == b'"' + b"x" * 1_000_000 + b'"'
+
+
+async def test_the_transform_is_applied(client: Client, peer: Peer) -> None:
+    assert await client.post(peer.url, output_transform="ok").output() == b"true"
+    failed = await client.post(peer.url, output_transform="nope(@)").failed()
+    assert (failed.final, failed.error_class) == (True, "OutputTransform")
+
+
+# --- failures of the network ----------------------------------------------------------------------
+
+
+async def test_a_refused_connection_is_retryable(client: Client, peer: Peer) -> None:
+    await peer.close()
+    failed = await client.post(peer.url).failed()
+    assert not failed.final
+    assert failed.error.startswith("the endpoint could not be reached: ")
+    assert "Connect call failed" in failed.error or "refused" in failed.error
+
+
+async def test_a_name_that_does_not_exist_is_retryable() -> None:
+    client = Client(names=Names(nowhere=[]), allow_private_endpoints=False)
+    failed = await client.post("http://nowhere/").failed()
+    assert not failed.final
+    assert "no address" in failed.error
+    await client.executor.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"\x00\x01\x02\x03\r\n\r\n",
+        b"HTTP/1.1 999999 Odd\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: minus one\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_what_is_no_http_is_retryable(client: Client, answer: bytes) -> None:
+    async with RawPeer(answer) as peer:
+        failed = await client.post(peer.url).failed()
+    assert not failed.final
+    assert failed.error
+
+
+async def test_a_pooled_connection_that_was_hung_up_costs_no_attempt(client: Client) -> None:
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    async with RawPeer(good, b"") as peer:
+        assert await client.post(peer.url).output() == b'"ok"'
+        assert await client.post(peer.url).output() == b'"ok"'
+        assert peer.connections == 2
+
+
+async def test_an_endpoint_that_stalls_is_given_up_on_in_the_end(
+    client: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilotage.actors.executors.http_executor.SAFETY_SECS", 0.05)
+    stall = asyncio.Event()
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        await stall.wait()
+        return web.Response()
+
+    peer.handler = handler
+    failed = await client.post(peer.url, timeout_secs=0.05).failed()
+    assert (failed.final, failed.error) == (False, "timed out after 0.05 s")
+    stall.set()
+
+
+async def test_stopping_closes_the_connection_and_reports_nothing(
+    client: Client, peer: Peer
+) -> None:
+    arrived, disconnected = asyncio.Event(), asyncio.Event()
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        arrived.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            disconnected.set()
+        raise AssertionError
+
+    peer.handler = handler
+    order, recorder = client.begin(peer.url)
+    await asyncio.wait_for(arrived.wait(), 10)
+    client.executor.stop(order.key, timed_out=True)
+    await asyncio.wait_for(disconnected.wait(), 10)
+    assert recorder.reports == []
+    assert client.executor.active == 0
+
+
+async def test_stopping_before_the_request_went_out_sends_nothing(
+    client: Client, peer: Peer
+) -> None:
+    order, recorder = client.begin(peer.url)
+    client.executor.stop(order.key, timed_out=False)
+    await client.post(peer.url).over()
+    assert len(peer.requests) == 1
+    assert recorder.reports == []
+
+
+async def test_closing_ends_requests_without_a_report(peer: Peer) -> None:
+    arrived = asyncio.Event()
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        arrived.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    peer.handler = handler
+    client = Client()
+    recorder = client.post(peer.url)
+    await asyncio.wait_for(arrived.wait(), 10)
+    await client.executor.aclose()
+    assert recorder.reports == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "/relative",
+        "ftp://example.org/",
+        "file:///etc/passwd",
+        "http://",
+        "http://[::1/",
+        "http://host:99999999/",
+        "javascript:alert(1)",
+    ],
+)
+async def test_an_endpoint_that_is_no_url_is_final(client: Client, url: str) -> None:
+    failed = await client.post(url).failed()
+    assert (failed.final, failed.error_class) == (True, "BadEndpoint")
+
+
+async def test_a_value_that_cannot_be_a_header_does_not_hang_the_attempt(
+    client: Client, peer: Peer
+) -> None:
+    failed = await client.post(peer.url, job="a\r\nX-Evil: 1").failed()
+    assert "header" in failed.error.lower()
+    assert not peer.requests
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[Client]:
+    client = Client(
+        allow_private_endpoints=False,
+        names=Names(inside=["127.0.0.1"], **{"mixed.test": ["127.0.0.1", "::1"]}),
+    )
+    yield client
+    await client.executor.aclose()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "inside",
+        "mixed.test",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[64:ff9b::127.0.0.1]",
+        "169.254.169.254",
+        "0.0.0.0",
+        "10.0.0.1",
+    ],
+)
+async def test_private_addresses_are_refused_before_anything_is_sent(
+    guarded: Client, peer: Peer, host: str
+) -> None:
+    failed = await guarded.post(f"http://{host}:{peer.port}/").failed()
+    assert (failed.final, failed.error_class) == (True, "AddressRefused")
+    assert "PILOTAGE_ALLOW_PRIVATE_ENDPOINTS" in failed.error
+    assert not peer.connections
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "localhost", "localhost."]
+)
+async def test_unusual_spellings_reach_nothing_either(peer: Peer, host: str) -> None:
+    client = Client(allow_private_endpoints=False)
+    await client.post(f"http://{host}:{peer.port}/").failed()
+    assert not peer.connections
+    await client.executor.aclose()
+
+
+async def test_the_peer_of_a_connection_is_looked_at_before_it_is_used(
+    guarded: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should resolver and socket ever be fooled, the connection itself is not."""
+    module = "pilotage.actors.executors.addresses"
+
+    def credulous(_address: str) -> None: ...
+
+    monkeypatch.setattr(f"{module}.check", credulous)
+    failed = await guarded.post(f"http://127.0.0.1:{peer.port}/").failed()
+    assert (failed.final, failed.error_class) == (True, "AddressRefused")
+    assert not peer.requests
+
+
+# --- the circuit breaker --------------------------------------------------------------------------
+
+
+class Timers:
+    """Takes what is scheduled; the test says when it is due."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, Any]] = []
+
+    def call_later(self, delay: float, callback: Any) -> Any:
+        entry = (delay, callback)
+        self.due.append(entry)
+        timers = self.due
+
+        class Handle:
+            def cancel(self) -> None:
+                if entry in timers:
+                    timers.remove(entry)
+
+        return Handle()
+
+    def fire(self) -> None:
+        due, self.due = self.due, []
+        for _, callback in due:
+            callback()
+
+
+class Broken(Client):
+    """A client whose endpoint has been unreachable five times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers = Timers()
+        self.executor = HttpExecutor(
+            TOKENS,
+            self.clock,
+            HttpSettings(allow_private_endpoints=True),
+            call_later=self.timers.call_later,
+        )
+
+    async def trip(self, peer: Peer) -> None:
+        await peer.close()
+        for _ in range(5):
+            await self.post(peer.url).failed()
+
+    async def held(self, peer: Peer) -> tuple[Attempt, Recorder]:
+        order, recorder = self.begin(peer.url)
+        await wait_until(
+            lambda: self.executor.why_held(order.key) is not None, "the attempt is held back"
+        )
+        return order, recorder
+
+    def half_open(self) -> None:
+        self.clock.advance_ms(30_000)
+        self.timers.fire()
+
+
+@pytest.fixture
+async def broken(peer: Peer) -> AsyncIterator[Broken]:
+    client = Broken()
+    await client.trip(peer)
+    yield client
+    await client.executor.aclose()
+
+
+async def test_an_open_breaker_holds_attempts_back_and_says_why(broken: Broken, peer: Peer) -> None:
+    order, recorder = await broken.held(peer)
+    assert broken.executor.why_held(order.key) == (
+        f"127.0.0.1:{peer.port} could not be reached 5 times in a row; it is tried again in 30 s"
+    )
+    assert recorder.reports == []
+    assert [delay for delay, _ in broken.timers.due] == [30]
+
+
+async def test_other_hosts_are_not_held_back(broken: Broken) -> None:
+    async with Peer() as other:
+        assert await broken.post(other.url).output() == b'{"ok":true}'
+
+
+async def test_a_probe_that_gets_an_answer_lets_all_others_go(broken: Broken, peer: Peer) -> None:
+    recorders = [(await broken.held(peer))[1] for _ in range(4)]
+    await peer.open()
+    broken.half_open()
+    for recorder in recorders:
+        assert await recorder.output() == b'{"ok":true}'
+    assert not broken.timers.due
+
+
+async def test_an_answer_of_any_status_closes_the_breaker(broken: Broken, peer: Peer) -> None:
+    peer.handler = answering(status=500)
+    recorders = [(await broken.held(peer))[1] for _ in range(2)]
+    await peer.open()
+    broken.half_open()
+    for recorder in recorders:
+        assert (await recorder.failed()).error_class == "HTTP 500"
+
+
+async def test_only_the_probe_is_spent_while_the_host_stays_away(
+    broken: Broken, peer: Peer
+) -> None:
+    _, probe = await broken.held(peer)
+    order, other = await broken.held(peer)
+    broken.half_open()
+    assert not (await probe.failed()).final
+    assert not other.is_over
+    assert "6 times in a row; it is tried again in 30 s" in str(broken.executor.why_held(order.key))
+    await peer.open()
+    broken.half_open()
+    assert await other.output() == b'{"ok":true}'
+
+
+async def test_while_the_probe_is_under_way_the_others_wait(broken: Broken, peer: Peer) -> None:
+    release = asyncio.Event()
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        await release.wait()
+        return web.json_response(1)
+
+    peer.handler = handler
+    _, probe = await broken.held(peer)
+    await peer.open()
+    broken.half_open()
+    await wait_until(lambda: len(peer.requests) == 1, "the probe has arrived")
+    order, late = await broken.held(peer)
+    assert "it is tried just now" in str(broken.executor.why_held(order.key))
+    assert not broken.timers.due
+    release.set()
+    assert await probe.output() == await late.output() == b"1"
+
+
+async def test_a_stopped_probe_leaves_its_place_to_the_next(broken: Broken, peer: Peer) -> None:
+    block = asyncio.Event()
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        if len(peer.requests) == 1:
+            await block.wait()
+        return web.json_response(1)
+
+    peer.handler = handler
+    first, probe = await broken.held(peer)
+    _, second = await broken.held(peer)
+    await peer.open()
+    broken.half_open()
+    await wait_until(lambda: len(peer.requests) == 1, "the probe has arrived")
+    broken.executor.stop(first.key, timed_out=True)
+    assert await second.output() == b"1"
+    assert probe.reports == []
+
+
+async def test_an_attempt_that_is_woken_and_stopped_at_once_wakes_the_next(
+    broken: Broken, peer: Peer
+) -> None:
+    first, stopped = await broken.held(peer)
+    _, second = await broken.held(peer)
+    await peer.open()
+    broken.half_open()
+    broken.executor.stop(first.key, timed_out=False)
+    assert await second.output() == b'{"ok":true}'
+    assert stopped.reports == []
+
+
+async def test_a_held_back_attempt_can_be_stopped(broken: Broken, peer: Peer) -> None:
+    order, recorder = await broken.held(peer)
+    broken.executor.stop(order.key, timed_out=True)
+    await wait_until(lambda: broken.executor.why_held(order.key) is None, "it is let go")
+    assert recorder.reports == []
