@@ -40,6 +40,7 @@ from pilotage.runtime.status import RunStatus
 
 MAX_IDEMPOTENCY_RECORDS: Final = 100_000
 MAX_BUFFERED_EVENTS: Final = 10_000
+MAX_CLAIMED_EVENTS: Final = 10_000
 MAX_JOB_RUNS: Final = 100
 _POLL_SECS: Final = 0.02
 
@@ -152,6 +153,12 @@ class MemoryServer:
         for key in [k for k, (_, expires) in answers.items() if expires <= now]:
             del answers[key]
         return record.key in answers or len(answers) < MAX_IDEMPOTENCY_RECORDS
+
+    def claim(self, claim: tuple[str, str, str], event: _Event) -> None:
+        self.claims[claim] = event
+        mine = [(c.expires_at_ms, k) for k, c in self.claims.items() if k[0] == claim[0]]
+        if len(mine) > MAX_CLAIMED_EVENTS:
+            del self.claims[min(mine)[1]]
 
     def remember(self, record: IdempotencyRecord) -> None:
         expires = self.clock_ms() + record.ttl_secs * 1000
@@ -451,7 +458,7 @@ class MemoryStore:
         while queue:
             event = queue.pop(0)
             if event.expires_at_ms > now:
-                server.claims[claim] = event
+                server.claim(claim, event)
                 return event.data
         return None
 

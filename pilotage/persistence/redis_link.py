@@ -26,15 +26,19 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
     ConnectionError as RedisConnectionError,
     InvalidResponse,
+    MasterDownError,
     MaxConnectionsError,
     NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError as RedisTimeoutError,
+    TryAgainError,
 )
 
 from pilotage.persistence.port import StoreError, StoreUnavailableError, UnsuitableStoreError
@@ -58,7 +62,17 @@ _CAUSES: Final = {
     "TRYAGAIN": "its cluster moves slots",
 }
 # Inside a script Redis 6.2 wraps the words of the error in its own.
-_CAUSE: Final = re.compile(rf"\b({'|'.join(_CAUSES)})\b")
+_CODE: Final = re.compile(rf"\b({'|'.join(_CAUSES)})\b")
+_CODES: Final[dict[type[Exception], str]] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    BusyLoadingError: "LOADING",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
+}
+_NOT_ALLOWED: Final = (AuthenticationError, AuthorizationError, NoPermissionError)
+_NOT_ALLOWED_CODES: Final = ("NOAUTH", "WRONGPASS", "NOPERM")
 
 _WRITER_CONNECTIONS: Final = 4
 _READER_CONNECTIONS: Final = 32
@@ -109,7 +123,6 @@ class RedisLink:
             retry=retry,
             retry_on_error=list(retry_on_error),
             protocol=2,
-            client_name="pilotage",
         )
         return Redis.from_pool(pool)
 
@@ -157,19 +170,8 @@ class RedisLink:
     def _explained(self) -> Generator[None]:
         try:
             yield
-        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise UnsuitableStoreError(
-                f"the store refuses our credentials or rights: {error}; correct user, password or "
-                "access rules (all commands on our keys, and INFO)"
-            ) from error
-        except MaxConnectionsError as error:
-            raise StoreUnavailableError("all connections to the store are in use") from error
-        except (RedisTimeoutError, TimeoutError) as error:
-            raise StoreUnavailableError(
-                f"the store did not answer within {self._timeout_secs:g} s"
-            ) from error
-        except (RedisConnectionError, RedisError, OSError) as error:
-            raise _explanation(error) from error
+        except (RedisError, OSError) as error:
+            raise explanation(error, self._timeout_secs) from error
 
     async def _check(self) -> None:
         try:
@@ -230,18 +232,44 @@ def _opened(client: Redis | None) -> Redis:
     return client
 
 
-def _explanation(error: Exception) -> StoreError:
+def explanation(error: Exception, timeout_secs: float) -> StoreError:
+    """The store error that says what a client error means."""
+    # What fails while a connection is made arrives wrapped, the reason is its cause.
+    while isinstance(error, RedisConnectionError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = str(error) or type(error).__name__
-    cause = _CAUSE.search(text)
-    if isinstance(error, ResponseError) and cause is None:
+    code = _code(error, text)
+    if code is not None:
+        return StoreUnavailableError(f"the store is not available: {_CAUSES[code]}")
+    if isinstance(error, MaxConnectionsError):
+        return StoreUnavailableError("all connections to the store are in use")
+    if isinstance(error, (RedisTimeoutError, TimeoutError)):
+        return StoreUnavailableError(f"the store did not answer within {timeout_secs:g} s")
+    return _unsuitable_or_wrong(error, text)
+
+
+def _unsuitable_or_wrong(error: Exception, text: str) -> StoreError:
+    if isinstance(error, _NOT_ALLOWED) or text.startswith(_NOT_ALLOWED_CODES):
+        return UnsuitableStoreError(
+            f"the store refuses our credentials or rights: {text}; correct user, password or "
+            "access rules (all commands on our keys, and INFO)"
+        )
+    if isinstance(error, InvalidResponse):
+        return UnsuitableStoreError(f"this is not a Redis or Valkey server: {text}")
+    if isinstance(error, ResponseError):
         if text.startswith(("MOVED", "ASK", "CROSSSLOT")):
             return UnsuitableStoreError(f"the store is a cluster that moves our keys: {text}")
         return StoreError(f"the store refused a command: {text}")
-    if isinstance(error, InvalidResponse):
-        return UnsuitableStoreError(f"this is not a Redis or Valkey server: {text}")
-    if cause is not None:
-        return StoreUnavailableError(f"the store is not available: {_CAUSES[cause[1]]}")
     return StoreUnavailableError(f"the store cannot be reached: {text}")
+
+
+def _code(error: Exception, text: str) -> str | None:
+    """The server's word for a refusal that will pass; the client has cut it off for some."""
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            return code
+    found = _CODE.search(text) if isinstance(error, ResponseError) else None
+    return None if found is None else found[1]
 
 
 def _masked(url: str) -> str:

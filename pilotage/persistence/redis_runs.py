@@ -8,7 +8,7 @@ header (`_HEADER`: positions in KEYS, numbers of arguments, flags):
     active:   field, value of each changed field of the hash
     outbox: id, message of each new one; id of each done one
     history: first sequence number, items                     (if there are any)
-    job runs: field, record of each; step, attempt of those that push out an old one
+    job runs: field, record of each
     time until which the run is kept                           (if given)
     idempotency: data, digest, TTL in ms                       (if given)
 
@@ -58,7 +58,7 @@ _LOAD_AT_ONCE: Final = 64
 _DELETE_AT_ONCE: Final = 100
 _FINISHED_PREFIX: Final = 4096
 """Bytes of a finished run that a list reads first; nearly always the head is in them."""
-_HEADER: Final = struct.Struct("<12I5B").pack
+_HEADER: Final = struct.Struct("<11I5B").pack
 _VERDICTS: Final = {
     "o": Verdict.OK,
     "s": Verdict.STALE,
@@ -77,7 +77,7 @@ class Batch:
         self._names = keys
         self._fence = fence
         self.keys: list[str] = [keys.fence, keys.active, keys.expire]
-        self.arguments: list[Argument] = [fence, 0, MAX_IDEMPOTENCY_RECORDS]
+        self.arguments: list[Argument] = [fence, 0, MAX_IDEMPOTENCY_RECORDS, MAX_JOB_RUNS]
         self._shared: dict[tuple[str, str], int] = {}
         self._runs: set[str] = set()
 
@@ -98,7 +98,7 @@ class Batch:
         nfields = self._content(write, state)
         nadd, ndone = self._outbox(write)
         nhist = self._history(write) if write.history else 0
-        njobs, ntrim = self._job_runs(write) if write.job_runs else (0, 0)
+        njobs = self._job_runs(write) if write.job_runs else 0
         if index.keep_until_ms is not None:
             arguments.append(index.keep_until_ms)
         if write.idempotency is not None:
@@ -108,7 +108,7 @@ class Batch:
             self.keys.append(self._names.tag_index(index.project_id, tag))
         arguments[start] = _HEADER(
             first_key, first_index, first_index + 1, first_index + 2,
-            len(arguments) - start, nfields, nadd, ndone, nhist, njobs, ntrim, len(tags),
+            len(arguments) - start, nfields, nadd, ndone, nhist, njobs, len(tags),
             write.finished, write.blob is not None, write.head is not None,
             index.keep_until_ms is not None, write.idempotency is not None,
         )  # fmt: skip
@@ -160,15 +160,11 @@ class Batch:
         self.arguments += [item.data for item in items]
         return len(items)
 
-    def _job_runs(self, write: RunWrite) -> tuple[int, int]:
+    def _job_runs(self, write: RunWrite) -> int:
         self.keys.append(self._names.job_runs(write.run_id))
-        late: list[int] = []
         for (step, attempt), data in write.job_runs.items():
             self.arguments += (f"{step}:{attempt}", data)
-            if attempt > MAX_JOB_RUNS:
-                late += (step, attempt)
-        self.arguments += late
-        return 2 * len(write.job_runs), len(late) // 2
+        return 2 * len(write.job_runs)
 
     def _idempotency(self, write: RunWrite) -> None:
         record = write.idempotency

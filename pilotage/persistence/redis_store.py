@@ -69,7 +69,8 @@ class RedisStore(RedisRuns, RedisRecords):
 
     async def forget_lease(self) -> None:
         """Remove a lease whoever has it. Only for a server that a lock file gives to us alone:
-        its last owner is known to be gone."""
+        its last owner is known to be gone.
+        """
         await self.link.command("DEL", self.keys.lease)
 
     async def renew(self, owner: str, fence: int, lease_secs: float) -> None:

@@ -20,10 +20,10 @@ COMMIT: Final = script(
     CLOCK,
     ANSWERS,
     """
-local FORMAT = '<I4I4I4I4I4I4I4I4I4I4I4I4BBBBB'
+local FORMAT = '<I4I4I4I4I4I4I4I4I4I4I4BBBBB'
 local ACTIVE = {p = true, r = true, h = true}
 local ACTIVE_SET, EXPIRE_SET = KEYS[2], KEYS[3]
-local BOUND = tonumber(ARGV[3])
+local ANSWERS, JOB_RUNS = tonumber(ARGV[3]), tonumber(ARGV[4])
 local count = tonumber(ARGV[2])
 if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return string.rep('f', count) end
 
@@ -31,7 +31,7 @@ local now
 local rooms = {}
 
 local function check(o)
-  local krun, _, _, _, nargs, nfields, nadd, ndone, nhist, njobs, _, _,
+  local krun, _, _, _, nargs, nfields, nadd, ndone, nhist, njobs, _,
     finished, blob, head, _, idem = struct.unpack(FORMAT, ARGV[o])
   local q = redis.pcall('HGET', KEYS[krun], 'q')
   local packed = type(q) == 'table'
@@ -61,8 +61,8 @@ local function check(o)
   if idem == 1 then
     now = now or now_ms()
     local zset, member = KEYS[k + 2], ARGV[o + nargs - 2]
-    local left = rooms[zset] or BOUND
-    left = math.min(left, room(zset, member, BOUND, now))
+    local left = rooms[zset] or ANSWERS
+    left = math.min(left, room(zset, member, ANSWERS, now))
     if left <= 0 then return 'l', nil, nargs end
     rooms[zset] = left - 1
   end
@@ -88,13 +88,14 @@ local function move(ix, ixw, busy, old, letter, key)
   end
 end
 
-local function keep_jobs(jobs, a, njobs, ntrim)
-  in_parts('HSET', jobs, a, a + njobs - 1)
-  for x = a + njobs, a + njobs + 2 * ntrim - 1, 2 do
-    local pointer, lowest = 'm' .. ARGV[x], tonumber(ARGV[x + 1]) - 99
+local function keep_jobs(jobs, a, njobs)
+  for x = a, a + njobs - 1, 2 do
+    local step, attempt = string.match(ARGV[x], '^(%d+):(%d+)$')
+    local pointer, lowest = 'm' .. step, tonumber(attempt) - JOB_RUNS + 1
     local from = tonumber(redis.call('HGET', jobs, pointer) or 1)
+    if tonumber(attempt) >= from then redis.call('HSET', jobs, ARGV[x], ARGV[x + 1]) end
     if lowest > from then
-      for attempt = from, lowest - 1 do redis.call('HDEL', jobs, ARGV[x] .. ':' .. attempt) end
+      for old = from, lowest - 1 do redis.call('HDEL', jobs, step .. ':' .. old) end
       redis.call('HSET', jobs, pointer, lowest)
     end
   end
@@ -117,7 +118,7 @@ local function pack(key, blob, q, a)
 end
 
 local function apply(o, old, packed)
-  local krun, kix, kixw, kbusy, nargs, nfields, nadd, ndone, nhist, njobs, ntrim, ntags,
+  local krun, kix, kixw, kbusy, nargs, nfields, nadd, ndone, nhist, njobs, ntags,
     finished, blob, _, keep, idem = struct.unpack(FORMAT, ARGV[o])
   local run, q, key, due = KEYS[krun], ARGV[o + 2], ARGV[o + 3], ARGV[o + 4]
   local k, a = krun, o + 5
@@ -150,7 +151,7 @@ local function apply(o, old, packed)
   end
   if njobs > 0 then
     k = k + 1
-    keep_jobs(KEYS[k], a, njobs, ntrim)
+    keep_jobs(KEYS[k], a, njobs)
   end
   if idem == 1 then
     remember(KEYS[k + 1], KEYS[k + 2], ARGV[o + nargs - 2], ARGV[o + nargs - 3],
@@ -160,7 +161,7 @@ local function apply(o, old, packed)
   if not old then
     for x = k + 1, k + ntags do redis.call('ZADD', KEYS[x], 0, '*' .. key) end
   end
-  if keep == 1 then
+  if keep == 1 and finished == 1 then
     redis.call('ZADD', EXPIRE_SET, ARGV[o + nargs - 1 - 3 * idem], key)
   elseif packed then
     redis.call('ZREM', EXPIRE_SET, key)
@@ -168,7 +169,7 @@ local function apply(o, old, packed)
 end
 
 local words, olds, packs, starts = {}, {}, {}, {}
-local o = 4
+local o = 5
 for i = 1, count do
   local word, old, nargs, packed = check(o)
   words[i], olds[i], packs[i], starts[i] = word or false, old, packed, o
@@ -183,7 +184,8 @@ end
 return table.concat(words)
 """,
 )
-"""KEYS fence active expire, then those of the runs; ARGV token count bound, then the runs.
+"""KEYS fence active expire, then those of the runs; ARGV token count, most answers of a
+project, most job runs of a step, then the runs.
 One letter a run. `redis_runs` builds the arguments and says what they are."""
 
 LOAD: Final = script("""
