@@ -132,7 +132,9 @@ async def test_no_ask_that_races_with_a_stop_stays_unanswered(
         thread.start()
     try:
         async with asyncio.timeout(40):
-            for number in range(300):
+            number = 0
+            while number < 300 or len(asked) < 10_000:
+                number += 1
                 old, current[0] = current[0], dispatcher.spawn(Recorder, f"next-{number}")
                 if number % 3 == 0:
                     old.kill(RuntimeError("killed"))
@@ -144,9 +146,7 @@ async def test_no_ask_that_races_with_a_stop_stays_unanswered(
     async with asyncio.timeout(10):
         await asyncio.gather(*(asyncio.to_thread(thread.join) for thread in threads))
         outcomes = [await outcome_of(future) for future in asked]
-    assert len(outcomes) >= 20
-    assert set(outcomes) <= {"answered", "dead"}
-    assert "answered" in outcomes
+    assert set(outcomes) == {"answered", "dead"}
 
 
 def wait_for(future: AwaitableFuture[Any]) -> None:
