@@ -190,7 +190,6 @@ def repair(d: Draft) -> None:
                 _repair_step(d, i)
     for i in list(bits(d.blocking)):
         skip_dependents(d, i)
-    d.newly_blocking = [i for i in d.newly_blocking if i not in stuck]
 
 
 def _repair_step(d: Draft, i: int) -> None:

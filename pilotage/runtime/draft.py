@@ -164,7 +164,7 @@ class Draft:
         if status is _R:
             self.running |= bit
         elif status is _P:
-            if new.checked:
+            if new.checked and not self.graph.parking & bit:
                 self.held |= bit
             else:
                 self.fresh |= bit

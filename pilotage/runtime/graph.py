@@ -11,6 +11,7 @@ from functools import cached_property
 
 from pilotage.runtime.conditions import Condition, compile_condition
 from pilotage.runtime.definition import StepSpec, WorkflowSpec
+from pilotage.runtime.status import PARKING_TYPES
 from pilotage.runtime.templates import Template, compile_template
 
 
@@ -29,6 +30,7 @@ class StepGraph:
     deps_mask[i]             the same as a mask
     roots                    mask of the steps without dependencies
     order                    all step indices in a topological order
+    parking                  mask of the steps that park: approval, event, sleep
     key_mask[key]            mask of the steps with that concurrency key
     job_mask[job_id]         mask of the job steps of that job
     conditions[i], payloads[i], event_keys[i]   compiled forms, None where absent
@@ -52,11 +54,14 @@ class StepGraph:
                 dependents[j].append(i)
         self.dependents: tuple[tuple[int, ...], ...] = tuple(map(tuple, dependents))
         self.deps_mask: tuple[int, ...] = tuple(sum(1 << j for j in set(d)) for d in self.deps)
+        self.parking = 0
         self.key_mask: dict[str, int] = {}
         self.job_mask: dict[str, int] = {}
         for i, s in enumerate(spec.steps):
             if s.concurrency_key:
                 self.key_mask[s.concurrency_key] = self.key_mask.get(s.concurrency_key, 0) | 1 << i
+            if s.step_type in PARKING_TYPES:
+                self.parking |= 1 << i
             if s.job_id:
                 self.job_mask[s.job_id] = self.job_mask.get(s.job_id, 0) | 1 << i
         self.conditions: tuple[Condition | None, ...] = tuple(

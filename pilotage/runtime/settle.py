@@ -50,7 +50,6 @@ from pilotage.runtime.status import (
     WaitingFor,
 )
 
-
 MAX_ERROR_CHARS = 4096
 """Longest error or reason that is kept; the state of a run stays small."""
 

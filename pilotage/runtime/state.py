@@ -121,7 +121,8 @@ class Masks(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     satisfied  satisfies its dependents: completed, failed under `continue`, or skipped other than
                by dependency
     open       not terminal          running   status running
-    fresh      ready, condition not evaluated   held  ready, wants capacity (status pending)
+    fresh      pending, to be evaluated (or parked) as soon as the run runs
+    held       pending, wants capacity only: condition evaluated, and no parking step
     requested  of `held`: asked for a job slot
     blocking   terminal and never satisfies: failed without `continue`, skipped by dependency,
                canceled
@@ -222,7 +223,7 @@ def rebuild(
                 if step.status is StepStatus.RUNNING:
                     running |= bit
                 elif step.status is StepStatus.PENDING:
-                    if step.checked:
+                    if step.checked and not graph.parking & bit:
                         held |= bit
                     else:
                         fresh |= bit
