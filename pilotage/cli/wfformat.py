@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any, Final
 
 import msgspec
 
 from pilotage.runtime.errors import DefinitionError
 from pilotage.runtime.jsonvalues import is_array, is_object, show, type_name
-from pilotage.runtime.templates import REF_PATTERN
+from pilotage.runtime.template_syntax import REF_PATTERN
 
 WFFORMAT_JOB: Final = "wfformat-task"
 
@@ -25,6 +24,7 @@ _MAX_REF_CHARS = 128
 _MAX_DESCRIPTION_CHARS = 2_000
 _MAX_NAME_CHARS = 255
 _LONGEST_ATTEMPT_SECS = 86_400
+_LONGEST_RUNTIME_SECS = 10 * 365 * 86_400
 _NO_REF_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -158,8 +158,8 @@ def _links(raw: Any, path: str, problems: list[str]) -> list[tuple[str, str]]:
 def _runtime(value: Any, path: str, problems: list[str]) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         problems.append(f"{path}: must be a number of seconds, not {type_name(value)}")
-    elif not isfinite(value) or value < 0:
-        problems.append(f"{path}: must be at least 0 and finite, not {show(value)}")
+    elif not 0 <= value <= _LONGEST_RUNTIME_SECS:
+        problems.append(f"{path}: must be from 0 to {_LONGEST_RUNTIME_SECS}, not {show(value)}")
     else:
         return float(value)
     return 0.0

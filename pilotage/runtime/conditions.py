@@ -35,8 +35,9 @@ from pilotage.runtime.errors import ConditionError, TemplateError
 from pilotage.runtime.jsonvalues import at_key, is_array, is_object, json_equal, show, type_name
 from pilotage.runtime.patterns import Pattern, PatternError, compile_pattern, is_found
 from pilotage.runtime.status import StepStatus
+from pilotage.runtime.template_syntax import REF_PATTERN
 from pilotage.runtime.templates import (
-    REF_PATTERN,
+    MAX_PROBLEMS,
     Scope,
     Template,
     UnresolvedPathError,
@@ -263,7 +264,12 @@ class _Compiler:
         self.patterns = 0
 
     def report(self, path: str, problem: str) -> None:
-        self.problems.append(f"{path}: {problem}")
+        if not self.full:
+            self.problems.append(f"{path}: {problem}")
+
+    @property
+    def full(self) -> bool:
+        return len(self.problems) >= MAX_PROBLEMS
 
     def condition(self, obj: Any, path: str, depth: int) -> _Node:
         self.conditions += 1
@@ -300,7 +306,7 @@ class _Compiler:
             return None
         fields = _FIELDS[kind]
         for key in obj:
-            if key != "type" and key not in fields:
+            if key != "type" and key not in fields and not self.full:
                 near = get_close_matches(str(key)[:64], fields, n=1)
                 hint = f' (did you mean "{near[0]}"?)' if near else ""
                 self.report(at_key(path, key), f'unknown field of a condition "{kind}"{hint}')

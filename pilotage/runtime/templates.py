@@ -23,11 +23,8 @@ Rules:
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from enum import Enum, auto
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -37,12 +34,12 @@ from pilotage.runtime.jsonvalues import (
     at_key,
     is_array,
     is_object,
-    json_problems,
     key_problem,
     scalar_problem,
     show,
     type_name,
 )
+from pilotage.runtime.template_syntax import Expression, Root, TemplateSyntaxError, parse
 
 MAX_EXPRESSIONS = 1_000
 """Templates in one value; bounds the work of one rendering."""
@@ -50,16 +47,11 @@ MAX_EXPRESSIONS = 1_000
 MAX_RENDERED_CHARS = 8 * 1024 * 1024
 """The largest input of an attempt; without it a small template could make gigabytes."""
 
+MAX_PROBLEMS = 100
+"""Of one value that are listed; a value of megabytes could have a million."""
+
 _UNMETERED_EXPRESSIONS = 8
 """So many values of at most 1 MiB each cannot pass `MAX_RENDERED_CHARS`: nothing to measure."""
-
-REF_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
-_NAME = re.compile(r"[\w$@-]+")
-_DIGITS = re.compile(r"[0-9]{1,9}(?![\w-])")
-_SINGLE_QUOTED = re.compile(r"'([^']*)'")
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-Key = str | int
 
 
 class Scope(Protocol):
@@ -86,182 +78,6 @@ class UnresolvedPathError(TemplateError):
     """The path is well formed but leads to nothing in this run."""
 
 
-class _Root(Enum):
-    PAYLOAD = auto()
-    OUTPUT = auto()
-    STATUS = auto()
-    RUN_ID = auto()
-    TAGS = auto()
-    LITERAL = auto()
-
-
-class _Expression(msgspec.Struct, frozen=True, kw_only=True):
-    """One parsed `{{ … }}`; `text` is its path for messages."""
-
-    root: _Root
-    text: str
-    ref: str = ""
-    keys: tuple[Key, ...] = ()
-    literal: Any = None
-    default: Any = msgspec.UNSET
-
-
-# --- parsing ------------------------------------------------------------------------------------
-
-
-class _SyntaxError(Exception):
-    """Bad template text; the message is complete but for the place in the document."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_decode_literal = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
-
-
-class _Parser:
-    """Reads one expression of `text`, starting behind its opening braces."""
-
-    def __init__(self, text: str, pos: int) -> None:
-        self.text = text
-        self.pos = pos
-        self.opened = pos - 2
-
-    def fail(self, why: str) -> NoReturn:
-        raise _SyntaxError(
-            f"bad template at character {self.opened}: {why}, "
-            f"near {show(self.text[self.opened : self.opened + 60])}"
-        )
-
-    def skip_space(self) -> None:
-        found = _SPACE.match(self.text, self.pos)
-        assert found is not None  # matches the empty string
-        self.pos = found.end()
-
-    def accept(self, token: str) -> bool:
-        if self.text.startswith(token, self.pos):
-            self.pos += len(token)
-            return True
-        return False
-
-    def name(self, what: str) -> str:
-        found = _NAME.match(self.text, self.pos)
-        if found is None:
-            self.fail(f"expected {what}")
-        self.pos = found.end()
-        return found.group()
-
-    def literal(self) -> Any:
-        quoted = _SINGLE_QUOTED.match(self.text, self.pos)
-        if quoted is not None:
-            self.pos = quoted.end()
-            return quoted.group(1)
-        try:
-            value, self.pos = _decode_literal(self.text, self.pos)
-        except (ValueError, RecursionError):
-            self.fail("expected a JSON literal (text in quotes)")
-        for problem in json_problems(value, "the literal"):
-            self.fail(problem)
-        return value
-
-    def quoted(self) -> str | None:
-        """A string literal if one is next."""
-        if self.text[self.pos : self.pos + 1] not in ("'", '"'):
-            return None
-        value = self.literal()
-        assert isinstance(value, str)  # a literal that starts with a quote
-        return value
-
-    def keys(self) -> tuple[Key, ...]:
-        found: list[Key] = []
-        while True:
-            if self.accept("."):
-                found.append(self.name('a key after "."'))
-            elif self.accept("["):
-                found.append(self.subscript())
-            else:
-                return tuple(found)
-
-    def subscript(self) -> Key:
-        key: Key | None = self.quoted()
-        if key is None:
-            digits = _DIGITS.match(self.text, self.pos)
-            if digits is None:
-                self.fail('expected an index (0, 1, …) or a quoted key after "["')
-            self.pos = digits.end()
-            key = int(digits.group())
-        if not self.accept("]"):
-            self.fail('expected "]"')
-        return key
-
-    def expression(self) -> _Expression:
-        self.skip_space()
-        start = self.pos
-        quoted = self.quoted()
-        if quoted is not None:
-            text = self.text[start : self.pos]
-            found = _Expression(root=_Root.LITERAL, text=text, literal=quoted)
-        else:
-            first = self.name('a path such as "payload.order.id"')
-            found = self.path(first, self.keys(), start)
-        self.skip_space()
-        if self.accept("|"):
-            found = msgspec.structs.replace(found, default=self.default())
-            self.skip_space()
-        if not self.accept("}}"):
-            self.fail('expected "}}"')
-        return found
-
-    def default(self) -> Any:
-        self.skip_space()
-        if self.name('"default: literal" after "|"') != "default":
-            self.fail('only "default: literal" may follow "|"')
-        self.skip_space()
-        if not self.accept(":"):
-            self.fail('expected ":" after "default"')
-        self.skip_space()
-        return self.literal()
-
-    def path(self, first: str, keys: tuple[Key, ...], start: int) -> _Expression:
-        text = self.text[start : self.pos]
-        if first == "payload":
-            return _Expression(root=_Root.PAYLOAD, text=text, keys=keys)
-        if first == "run":
-            if keys == ("id",):
-                return _Expression(root=_Root.RUN_ID, text=text)
-            if keys and keys[0] == "tags":
-                return _Expression(root=_Root.TAGS, text=text, keys=keys[1:])
-            self.fail('a run has "run.id" and "run.tags" (the payload\'s own "run": payload.run)')
-        if first == "steps":
-            return self.step_path(keys, text)
-        return _Expression(root=_Root.PAYLOAD, text=text, keys=(first, *keys))
-
-    def step_path(self, keys: tuple[Key, ...], text: str) -> _Expression:
-        ref = keys[0] if keys else ""
-        if not isinstance(ref, str) or not REF_PATTERN.match(ref):
-            self.fail('expected "steps.REF.output" or "steps.REF.status"')
-        if keys[1:2] == ("output",):
-            return _Expression(root=_Root.OUTPUT, text=text, ref=ref, keys=keys[2:])
-        if keys[1:] != ("status",):
-            self.fail(f'a step has "steps.{ref}.output" and "steps.{ref}.status"')
-        return _Expression(root=_Root.STATUS, text=text, ref=ref)
-
-
-def _parse(text: str) -> list[str | _Expression]:
-    parts: list[str | _Expression] = []
-    pos = 0
-    while (start := text.find("{{", pos)) >= 0:
-        if start > pos:
-            parts.append(text[pos:start])
-        parser = _Parser(text, start + 2)
-        parts.append(parser.expression())
-        pos = parser.pos
-    if pos < len(text):
-        parts.append(text[pos:])
-    return parts
-
-
 # --- rendering ----------------------------------------------------------------------------------
 
 
@@ -282,28 +98,28 @@ class _Rendering:
         if self._room < 0:
             raise TemplateError(f"the rendered value is larger than {MAX_RENDERED_CHARS} bytes")
 
-    def root(self, expression: _Expression) -> Any:
+    def root(self, expression: Expression) -> Any:
         """The value that the keys are looked up in; KeyError if there is none."""
         scope = self._scope
         match expression.root:
-            case _Root.PAYLOAD:
+            case Root.PAYLOAD:
                 if self._payload is msgspec.UNSET:
                     self._payload = scope.payload()
                 if self._payload is None:
                     raise KeyError("the run has no payload")
                 return self._payload
-            case _Root.OUTPUT:
+            case Root.OUTPUT:
                 return self._output(expression.ref)
-            case _Root.STATUS:
+            case Root.STATUS:
                 try:
                     return scope.step_status(expression.ref)
                 except KeyError:
                     raise KeyError(f'the run has no step "{expression.ref}"') from None
-            case _Root.RUN_ID:
+            case Root.RUN_ID:
                 return scope.run_id()
-            case _Root.TAGS:
+            case Root.TAGS:
                 return dict(scope.tags())
-            case _Root.LITERAL:
+            case _:  # LITERAL
                 return expression.literal
 
     def _output(self, ref: str) -> Any:
@@ -314,7 +130,7 @@ class _Rendering:
                 raise KeyError(f'step "{ref}" has no output') from None
         return self._outputs[ref]
 
-    def value(self, expression: _Expression) -> Any:
+    def value(self, expression: Expression) -> Any:
         try:
             return _walk(self.root(expression), expression)
         except KeyError as reason:
@@ -325,7 +141,7 @@ class _Rendering:
             ) from None
 
 
-def _walk(value: Any, expression: _Expression) -> Any:
+def _walk(value: Any, expression: Expression) -> Any:
     """Follows the keys; KeyError says where the path ends too early."""
     for key in expression.keys:
         if isinstance(key, str):
@@ -367,7 +183,7 @@ class _Exact(msgspec.Struct, frozen=True):
     """A string that is one template: the value keeps its type."""
 
     path: str
-    expression: _Expression
+    expression: Expression
 
     def render(self, rendering: _Rendering) -> Any:
         try:
@@ -381,7 +197,7 @@ class _Exact(msgspec.Struct, frozen=True):
 
 class _Text(msgspec.Struct, frozen=True):
     path: str
-    parts: tuple[str | _Expression, ...]
+    parts: tuple[str | Expression, ...]
 
     def render(self, rendering: _Rendering) -> str:
         done: list[str] = []
@@ -462,7 +278,8 @@ class _Compiler:
         return _Constant(value)
 
     def report(self, path: str, problem: str) -> None:
-        self.problems.append(f"{path}: {problem}" if path else problem)
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(f"{path}: {problem}" if path else problem)
 
     def too_deep(self, path: str, depth: int) -> bool:
         if depth <= MAX_DEPTH:
@@ -476,19 +293,19 @@ class _Compiler:
             self.report(path, problem)
             return _Constant(value)
         try:
-            parts = _parse(value)
-        except _SyntaxError as error:
+            parts = parse(value)
+        except TemplateSyntaxError as error:
             self.report(path, str(error))
             return _Constant(value)
         for part in parts:
-            if isinstance(part, _Expression):
+            if isinstance(part, Expression):
                 self.count(part, path)
         only = parts[0]
-        if len(parts) == 1 and isinstance(only, _Expression):
+        if len(parts) == 1 and isinstance(only, Expression):
             return _Exact(path, only)
         return _Text(path, tuple(parts))
 
-    def count(self, expression: _Expression, path: str) -> None:
+    def count(self, expression: Expression, path: str) -> None:
         if expression.ref:
             self.refs.add(expression.ref)
         self.expressions += 1

@@ -20,7 +20,8 @@ from pilotage.runtime.conditions import inspect_condition
 from pilotage.runtime.definition import MAX_NESTING_DEPTH, StepSpec
 from pilotage.runtime.jsonvalues import at_key, is_array, is_object, show, type_name
 from pilotage.runtime.status import Backoff, OnFailure, StepType
-from pilotage.runtime.templates import REF_PATTERN, inspect_template
+from pilotage.runtime.template_syntax import REF_PATTERN
+from pilotage.runtime.templates import inspect_template
 from pilotage.runtime.transforms import check_transform
 from pilotage.runtime.validation_cycles import find_cycles, show_cycle
 from pilotage.runtime.validation_fields import (
