@@ -25,6 +25,7 @@ class Api:
         self.metrics = metrics
         self.rate = rate
         self.failures = failures
+        self.reference: tuple[bytes, bytes] | None = None
         self.in_progress: set[tuple[str, str]] = set()
         self.auth_failures = metrics.counter(
             "pilotage_http_auth_failures_total", "Requests without a valid key or run token."

@@ -23,6 +23,7 @@ from pilotage.http.keys import KeysController
 from pilotage.http.limits import FailureLimit, RateLimit
 from pilotage.http.ports import GatewayPort, HttpSettings
 from pilotage.http.problems import on_error
+from pilotage.http.reference import ReferenceController
 from pilotage.http.runs import InsightController, RunsController
 from pilotage.http.steps import StepsController
 from pilotage.http.workflows import WorkflowsController
@@ -71,6 +72,7 @@ def create_app(
             Router("/v1", route_handlers=[*V1, *v1]),
             CallbacksController,
             HealthController,
+            ReferenceController,
             *pages,
         ],
         guards=[guard],

@@ -25,6 +25,10 @@ ALL_SCOPES = ["*"]
 WAIT_SECS = 10.0
 
 
+def _nothing() -> list[dict[str, Any]]:
+    return []
+
+
 @dataclass
 class Latch:
     """What jobs of a test wait for and report."""
