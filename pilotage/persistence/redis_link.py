@@ -274,4 +274,4 @@ def _code(error: Exception, text: str) -> str | None:
 
 def _masked(url: str) -> str:
     """The URL without its password."""
-    return re.sub(r"(//[^/@]*:)[^/@]*@", r"\1***@", url)
+    return re.sub(r"(//[^/:@]*:)[^/]*@", r"\1***@", url)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ async def test_a_server_that_does_not_answer_in_time(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def configured(client: Redis, **settings: str) -> AsyncIterator[None]:
+async def configured(client: Redis, **settings: str) -> AsyncGenerator[None]:
     """The server with other settings, for a while."""
     names = {name: name.replace("_", "-") for name in settings}
     old = {name: (await client.config_get(names[name]))[names[name]] for name in settings}

@@ -1,0 +1,223 @@
+"""The values in the golden files, how they are stored and how they are shown as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pilotage.persistence import codec
+from pilotage.persistence.codec import FinishedRun
+from pilotage.runtime.definition import JobPolicy, JobSpec, StepSpec, WorkflowSpec
+from pilotage.runtime.effects import EmitEvent, TellChild, TellParent
+from pilotage.runtime.events import StepCompleted
+from pilotage.runtime.state import Resolution, RunHead, RunVitals, StepState, chunked
+from pilotage.runtime.status import (
+    Backoff,
+    ExecutionMode,
+    OnFailure,
+    RunStatus,
+    SkippedBy,
+    StepStatus,
+    StepType,
+    WaitingFor,
+)
+
+RUN_ID = "01a0c450-6c00-7abc-8000-0000abcd0000"
+CHILD_ID = "01a0c450-6c00-7abc-8000-0000beef0000"
+AT = 1_790_000_000_000
+
+HEAD_FULL = RunHead(
+    id=RUN_ID,
+    project_id="project-1",
+    workflow_id="workflow-1",
+    workflow_slug="order-fulfilment",
+    version=7,
+    version_id="version-7",
+    created_at_ms=AT,
+    payload='{"größe": 12, "items": [1, null, "x"]}'.encode(),
+    tags={"env": "prod", "team": "red"},
+    triggered_by="sub_workflow",
+    created_by="key deploy",
+    retry_of_run_id=CHILD_ID,
+    parent_run_id=CHILD_ID,
+    parent_step=3,
+    depth=2,
+    ancestor_workflows=("w0", "w1"),
+    slotless=True,
+    max_parallel_steps=4,
+    timeout_secs=90.5,
+    delay_until_ms=AT + 5_000,
+    policies={
+        "charge": JobPolicy(
+            max_attempts=5,
+            retry_backoff=Backoff.LINEAR,
+            retry_initial_delay_secs=0.5,
+            retry_max_delay_secs=60.0,
+            timeout_secs=10.0,
+            limited=True,
+        ),
+        "plain": JobPolicy(),
+    },
+)
+HEAD_PLAIN = RunHead(
+    id=RUN_ID,
+    project_id="p",
+    workflow_id="w",
+    workflow_slug="w",
+    version=1,
+    version_id="v",
+    created_at_ms=AT,
+)
+VITALS_FULL = RunVitals(
+    status=RunStatus.TIMED_OUT,
+    seq=41,
+    history_seq=99,
+    started_at_ms=AT + 1,
+    finished_at_ms=AT + 2,
+    expires_at_ms=AT + 3,
+    error="deadline exceeded",
+    queued_at_ms=AT + 4,
+    held=True,
+    parent_attempt=2,
+    pinned=True,
+)
+STEP_FULL = StepState(
+    status=StepStatus.PENDING,
+    wait=WaitingFor.JOB_LIMIT,
+    attempt=12,
+    budget_start=9,
+    output=b'{"ok": true}',
+    error="connection reset",
+    started_at_ms=AT + 1,
+    finished_at_ms=AT + 2,
+    due_ms=AT + 3,
+    skipped_by=SkippedBy.OVERRIDE,
+    checked=True,
+    accepted=True,
+    child_run_id=CHILD_ID,
+    event_key="order/7",
+    ready_since_ms=AT + 4,
+    resolution=Resolution.FORCED,
+)
+WORKFLOW = WorkflowSpec(
+    steps=(
+        StepSpec(step_ref="charge", job_id="charge", payload={"amount": "{{payload.amount}}"}),
+        StepSpec(
+            step_ref="wait",
+            step_type=StepType.WAIT_FOR_EVENT,
+            depends_on=("charge",),
+            on_failure=OnFailure.CONTINUE,
+            event_key="paid",
+            event_timeout_secs=60.5,
+        ),
+    ),
+    timeout_secs=3_600.0,
+    max_concurrent_runs=10,
+    cron="*/5 * * * *",
+    skip_if_running=True,
+)
+
+SAMPLES: dict[str, Any] = {
+    "head-full": HEAD_FULL,
+    "head-plain": HEAD_PLAIN,
+    "vitals-full": VITALS_FULL,
+    "vitals-plain": RunVitals(),
+    "step-full": STEP_FULL,
+    "step-plain": StepState(),
+    "finished-large": FinishedRun(
+        HEAD_FULL, VITALS_FULL, chunked([STEP_FULL, *[StepState()] * 70, STEP_FULL])
+    ),
+    "finished-empty": FinishedRun(HEAD_PLAIN, RunVitals(), ()),
+    "message-child": TellChild(child_run_id=CHILD_ID, what="reopen", parent_attempt=3, step=4),
+    "message-parent": TellParent(
+        parent_run_id=RUN_ID,
+        step=3,
+        attempt=2,
+        status=RunStatus.FAILED,
+        output=b"[1]",
+        error="step x failed",
+    ),
+    "message-event": EmitEvent(event_key="order/7", payload=b'{"a": 1}'),
+    "history-completed": StepCompleted(
+        at_ms=AT, actor="key ops", step=2, output=b"12", resolution=Resolution.APPROVED, reason="ok"
+    ),
+    "record-workflow": WORKFLOW,
+    "record-job": JobSpec(
+        endpoint_url="https://example.test/job",
+        execution_mode=ExecutionMode.HTTP,
+        max_concurrency=3,
+        signing_secret="not a secret",
+    ),
+}
+TYPES: dict[str, type[msgspec.Struct]] = {
+    "history-completed": StepCompleted,
+    "record-workflow": WorkflowSpec,
+    "record-job": JobSpec,
+}
+
+
+def encode_finished(run: FinishedRun) -> bytes:
+    return codec.encode_finished(*run)
+
+
+ENCODERS: dict[str, Any] = {
+    "head": codec.encode_head,
+    "vitals": codec.encode_vitals,
+    "step": codec.encode_step,
+    "finished": encode_finished,
+    "message": codec.encode_message,
+    "history": codec.encode_history,
+    "record": codec.encode_record,
+}
+DECODERS: dict[str, Any] = {
+    "head": codec.decode_head,
+    "vitals": codec.decode_vitals,
+    "step": codec.decode_step,
+    "finished": codec.decode_finished,
+    "message": codec.decode_message,
+    "history": codec.decode_history,
+    "record": codec.decode_record,
+}
+
+
+def kind(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def encoded(name: str, value: Any) -> bytes:
+    data: bytes = ENCODERS[kind(name)](value)
+    return data
+
+
+def decoded(name: str, data: bytes) -> Any:
+    """`name` of a sample: its first part says how it is stored."""
+    more = (TYPES[name],) if name in TYPES else ()
+    return DECODERS[kind(name)](data, *more)
+
+
+def shown(value: Any) -> Any:
+    """As plain data. Fields at their defaults are left out, so that one may be added later."""
+    if isinstance(value, FinishedRun):
+        parts: dict[str, Any] = value._asdict()
+        return {name: shown(part) for name, part in parts.items()}
+    if isinstance(value, msgspec.Struct):
+        plain = {
+            field.name: shown(part)
+            for field in msgspec.structs.fields(value)
+            if (part := getattr(value, field.name)) != default(field)
+        }
+        tag = value.__struct_config__.tag
+        return plain if tag is None else {"type": tag, **plain}
+    if isinstance(value, (list, tuple)):
+        items: list[Any] = [*value]  # pyright: ignore[reportUnknownArgumentType]
+        return [shown(item) for item in items]
+    if isinstance(value, dict):
+        entries: dict[str, Any] = {**value}  # pyright: ignore[reportUnknownArgumentType]
+        return {name: shown(item) for name, item in entries.items()}
+    return msgspec.to_builtins(value)
+
+
+def default(field: msgspec.structs.FieldInfo) -> Any:
+    made_new = field.default_factory is not msgspec.NODEFAULT
+    return field.default_factory() if made_new else field.default

@@ -1,0 +1,202 @@
+"""The codec: what goes in comes out, and nothing that is not whole comes out at all."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from pilotage.persistence import codec
+from pilotage.runtime.effects import EmitEvent
+from pilotage.runtime.state import RunHead, RunVitals, StepState, chunked
+from tests.golden import snapshots
+from tests.golden.snapshots.samples import (
+    DECODERS,
+    HEAD_FULL,
+    HEAD_PLAIN,
+    SAMPLES,
+    STEP_FULL,
+    VITALS_FULL,
+    WORKFLOW,
+    decoded,
+    encoded,
+    kind,
+    shown,
+)
+
+GOLDEN = sorted(Path(snapshots.__file__).parent.glob("v*/*.bin"))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_any_version_has_written_can_be_read(path: Path) -> None:
+    expected = msgspec.json.decode(path.with_suffix(".json").read_bytes())
+    assert shown(decoded(path.stem, path.read_bytes())) == expected
+
+
+def test_the_present_version_has_golden_files_of_everything() -> None:
+    folder = Path(snapshots.__file__).parent / f"v{codec.SCHEMA_VERSION}"
+    assert {path.stem for path in folder.glob("*.bin")} >= set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_come_back_equal(name: str) -> None:
+    assert decoded(name, encoded(name, SAMPLES[name])) == SAMPLES[name]
+
+
+INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
+INT_FIELDS: dict[str, Any] = {
+    field.name: INT64 if field.type is int else st.none() | INT64
+    for field in msgspec.structs.fields(StepState)
+    if field.type in {int, int | None}
+}
+
+
+@given(st.builds(StepState, **INT_FIELDS))
+def test_every_step_state_comes_back_equal(step: StepState) -> None:
+    assert codec.decode_step(codec.encode_step(step)) == step
+
+
+@given(
+    st.builds(
+        RunVitals,
+        seq=st.integers(0, 1 << 40),
+        history_seq=st.integers(0, 1 << 40),
+        error=st.none() | st.text(),
+        expires_at_ms=st.none() | st.integers(0, 1 << 50),
+        held=st.booleans(),
+    )
+)
+def test_vitals_come_back_equal(vitals: RunVitals) -> None:
+    assert codec.decode_vitals(codec.encode_vitals(vitals)) == vitals
+
+
+@given(
+    payload=st.none() | st.binary(max_size=2_000),
+    tags=st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=5),
+    outputs=st.lists(st.none() | st.binary(max_size=100), max_size=80),
+)
+def test_finished_runs_come_back_equal(
+    payload: bytes | None, tags: dict[str, str], outputs: list[bytes | None]
+) -> None:
+    head = msgspec.structs.replace(HEAD_PLAIN, payload=payload, tags=tags)
+    chunks = chunked([StepState(output=output) for output in outputs])
+    blob = codec.encode_finished(head, VITALS_FULL, chunks)
+    assert codec.decode_finished(blob) == (head, VITALS_FULL, chunks)
+    assert codec.finished_head(blob) == codec.encode_head(head)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_flipped_bit_is_found_wherever_it_is(name: str) -> None:
+    data = encoded(name, SAMPLES[name])
+    for position in range(len(data)):
+        spoiled = bytearray(data)
+        spoiled[position] ^= 1 << position % 8
+        with pytest.raises(codec.SnapshotError):
+            decoded(name, bytes(spoiled))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_value_cut_short_is_found(name: str) -> None:
+    data = encoded(name, SAMPLES[name])
+    for length in range(len(data)):
+        with pytest.raises(codec.SnapshotCorruptError):
+            decoded(name, data[:length])
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if kind(name) in {"step", "head"}])
+@pytest.mark.parametrize("other", ["vitals", "message", "step", "head", "finished"])
+def test_one_kind_of_value_is_not_taken_for_another(name: str, other: str) -> None:
+    if kind(name) == other:
+        return
+    with pytest.raises(codec.SnapshotCorruptError, match="wrong checksum"):
+        DECODERS[other](encoded(name, SAMPLES[name]))
+
+
+def test_a_newer_version_is_refused_by_name() -> None:
+    newer = bytes([codec.SCHEMA_VERSION + 1]) + codec.encode_step(STEP_FULL)[1:]
+    with pytest.raises(codec.SnapshotVersionError, match=r"version 2, .* reads up to 1") as e:
+        codec.decode_step(newer)
+    assert (e.value.what, e.value.version) == ("step state", 2)
+    newer = bytes([9]) + codec.encode_finished(HEAD_PLAIN, RunVitals(), ())[1:]
+    with pytest.raises(codec.SnapshotVersionError, match="start the newer version"):
+        codec.finished_head(newer)
+
+
+def sealed(kind_number: int, body: bytes) -> bytes:
+    return b"\x01" + zlib.crc32(body, kind_number).to_bytes(4, "big") + body
+
+
+@pytest.mark.parametrize(
+    ("data", "decode"),
+    [
+        (sealed(1, msgspec.msgpack.encode({"id": 7})), codec.decode_head),
+        (sealed(2, msgspec.msgpack.encode({"status": "dancing"})), codec.decode_vitals),
+        (sealed(3, msgspec.msgpack.encode(["no status"])), codec.decode_step),
+        (sealed(4, b"not compressed"), codec.decode_finished),
+        (sealed(4, zlib.compress(b"short")), codec.decode_finished),
+        (sealed(5, msgspec.msgpack.encode({"type": "Nothing"})), codec.decode_message),
+    ],
+)
+def test_a_whole_value_of_wrong_content_is_refused(data: bytes, decode: Any) -> None:
+    with pytest.raises(codec.SnapshotCorruptError, match="is damaged"):
+        decode(data)
+
+
+def test_a_record_of_another_type_is_refused() -> None:
+    with pytest.raises(codec.SnapshotCorruptError, match="does not fit its type"):
+        codec.decode_record(codec.encode_record(WORKFLOW), RunHead)
+    with pytest.raises(codec.SnapshotCorruptError):
+        codec.decode_history(codec.encode_history(EmitEvent(event_key="x")), RunHead)
+
+
+def test_fields_that_a_later_version_adds_are_ignored_by_this_one() -> None:
+    """A rolling upgrade may go back: the same schema version, a field more."""
+    longer = [*msgspec.msgpack.decode(codec.encode_step(STEP_FULL)[5:]), "new", 12]
+    assert codec.decode_step(sealed(3, msgspec.msgpack.encode(longer))) == STEP_FULL
+    more = {**msgspec.msgpack.decode(codec.encode_vitals(VITALS_FULL)[5:]), "new": 1}
+    assert codec.decode_vitals(sealed(2, msgspec.msgpack.encode(more))) == VITALS_FULL
+
+
+def test_steps_of_an_older_version_lack_the_later_fields() -> None:
+    shorter = msgspec.msgpack.decode(codec.encode_step(STEP_FULL)[5:])[:5]
+    step = codec.decode_step(sealed(3, msgspec.msgpack.encode(shorter)))
+    assert step == StepState(
+        status=STEP_FULL.status,
+        wait=STEP_FULL.wait,
+        attempt=12,
+        budget_start=9,
+        output=STEP_FULL.output,
+    )
+
+
+@pytest.mark.parametrize("size", [10, 3_000, 200_000])
+def test_the_head_is_read_from_the_first_bytes_of_a_finished_run(size: int) -> None:
+    dice = random.Random(size)
+    head = msgspec.structs.replace(HEAD_FULL, payload=dice.randbytes(size))
+    steps = chunked([StepState(output=dice.randbytes(2_000)) for _ in range(100)])
+    blob = codec.encode_finished(head, VITALS_FULL, steps)
+    found = [codec.finished_head(blob[:length]) for length in range(0, len(blob), 997)]
+    whole = codec.encode_head(head)
+    assert set(found) == {None, whole}
+    assert found.index(whole) * 997 < size + 2_500
+    assert None not in found[found.index(whole) :]
+
+
+def test_a_damaged_beginning_is_found() -> None:
+    blob = codec.encode_finished(HEAD_FULL, VITALS_FULL, ())
+    with pytest.raises(codec.SnapshotCorruptError):
+        codec.finished_head(blob[:5] + b"\xff\xff" + blob[7:])
+    with pytest.raises(codec.SnapshotCorruptError):
+        codec.finished_head(b"\x00" + blob[1:])
+
+
+def test_a_finished_run_is_smaller_than_its_parts() -> None:
+    steps = chunked([STEP_FULL] * 5)
+    parts = codec.encode_head(HEAD_FULL), codec.encode_vitals(VITALS_FULL)
+    size = sum(map(len, parts)) + 5 * len(codec.encode_step(STEP_FULL))
+    assert len(codec.encode_finished(HEAD_FULL, VITALS_FULL, steps)) < 0.7 * size
