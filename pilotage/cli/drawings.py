@@ -58,20 +58,47 @@ def step_note(step: Item, now: datetime | None = None) -> str:
     return ""
 
 
+_EVENT_WORDS = {
+    "run_created": "created",
+    "run_started": "started",
+    "run_ended": "ended",
+    "run_paused": "paused",
+    "run_resumed": "resumed",
+    "run_reopened": "reopened",
+    "step_held": "held back",
+    "step_started": "started",
+    "step_accepted": "accepted, reports later",
+    "step_parked": "parked",
+    "step_retry_scheduled": "failed, tries again",
+    "step_completed": "completed",
+    "step_failed": "failed",
+    "step_skipped": "skipped",
+    "step_canceled": "canceled",
+    "step_reset": "reset",
+}
+QUIET_EVENTS = frozenset(
+    {"step_held", "step_unready", "slot_requested", "slot_declined", "run_held_changed"}
+)
+"""Kept in the history, of no interest to somebody who watches a run go by."""
+
+
 def event_words(item: Item) -> str:
-    """A history item in words: its type, the attempt, the reason and small data."""
-    words = [str(item.get("type", "")).replace("_", " ").replace(".", " ")]
+    """A history item in words: what happened, which attempt, why."""
+    kind = str(item.get("type", ""))
+    words = [_EVENT_WORDS.get(kind, kind.replace("_", " "))]
+    data: Any = item.get("data")
+    told: Mapping[str, Any] = data if is_object(data) else {}
+    if kind in {"run_ended", "run_reopened"} and told.get("status"):
+        words = [str(told["status"])]
+    if kind == "step_parked":
+        words = [WAITS.get(str(told.get("waiting_for")), "parked")]
     attempt = item.get("attempt")
     if isinstance(attempt, int) and attempt > 1:
         words.append(f"(attempt {attempt})")
-    data: Any = item.get("data")
-    said = item.get("reason")
-    if is_object(data):
-        said = said or data.get("error") or data.get("reason")
-        if data.get("status"):
-            words.append(str(data["status"]))
-    if said:
-        words.append(f"- {said}")
+    if kind == "step_skipped" and not item.get("reason"):
+        words.append(f"by {told.get('skipped_by', 'operator')}")
+    if item.get("reason"):
+        words.append(f"- {item['reason']}")
     return shorten(clean(" ".join(words)), _NOTE_WIDTH)
 
 

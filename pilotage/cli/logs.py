@@ -19,9 +19,9 @@ MASK = "********"
 
 # API keys, run tokens in headers, passwords in URLs.
 _CREDENTIALS = (
-    (re.compile(r"plt_[A-Za-z0-9_-]{8,}"), "plt_" + MASK),  # noqa: TID251 - constants of ours
-    (re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+"), r"\1" + MASK),  # noqa: TID251
-    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), r"\1" + MASK + "@"),  # noqa: TID251
+    (re.compile(r"plt_[A-Za-z0-9_-]{8,}"), "plt_" + MASK),
+    (re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+"), r"\1" + MASK),
+    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), r"\1" + MASK + "@"),
 )
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"DEBUG": "2", "INFO": "36", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}

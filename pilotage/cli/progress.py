@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pilotage.cli.drawings import event_words, step_note
+from pilotage.cli.drawings import QUIET_EVENTS, event_words, step_note
 from pilotage.cli.output import STATUS_STYLES, Item, Output
 from pilotage.cli.text import between, clean
 from pilotage.runtime.status import TERMINAL_STEP
@@ -77,6 +77,8 @@ class PlainProgress:
 
     def items(self, items: Sequence[Item]) -> None:
         for item in items:
+            if item.get("type") in QUIET_EVENTS:
+                continue
             who = str(item.get("step_ref") or "run")
             print(f"{clean(item['at'])[11:23]}  {clean(who):<24} {event_words(item)}")
         if items:

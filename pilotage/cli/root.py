@@ -18,7 +18,7 @@ import click
 
 import pilotage
 from pilotage.cli.errors import FAILED, USAGE, CommandError
-from pilotage.runtime.errors import DefinitionError, PilotageError
+from pilotage.runtime.errors import PilotageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 PROGRAM = "pilotage"
@@ -67,8 +67,13 @@ COMMANDS: dict[str, Lazy] = {
     "dev": Lazy("pilotage.cli.dev:dev", "Serve for development: reload, pretty log, local key."),
     "demo": Lazy("pilotage.cli.demo:demo", "Start a server, run an example and show it live."),
     "run": Lazy("pilotage.cli.local:run", "Run one workflow from a file, in this process."),
-    "apply": Lazy("pilotage.cli.apply:apply", "Create or update workflows and jobs from files."),
-    "trigger": Lazy("pilotage.cli.workflows:trigger", "Start a run of a workflow."),
+    "apply": Lazy(
+        "pilotage.cli.apply:apply",
+        "Create or update workflows and jobs from YAML, TOML or JSON files.",
+    ),
+    "trigger": Lazy(
+        "pilotage.cli.workflows:trigger", "Start a run of a workflow, named by its id or slug."
+    ),
     "runs": Lazy("pilotage.cli.runs:runs", "Look at runs and steer them."),
     "workflows": Lazy("pilotage.cli.workflows:workflows", "Look at workflows and delete them."),
     "jobs": Lazy("pilotage.cli.workflows:jobs", "Look at jobs."),
@@ -106,6 +111,19 @@ def _usage(error: click.UsageError) -> int:
     return USAGE
 
 
+def _refused(error: PilotageError) -> int:
+    """What the product refuses by itself. Errors that list problems are about what was given."""
+    problems: tuple[str, ...] = getattr(error, "problems", ())
+    if not problems:
+        _say(str(error))
+        return FAILED
+    if len(problems) == 1:
+        _say(problems[0])
+    else:
+        _say(f"{len(problems)} problems:", problems)
+    return USAGE
+
+
 def _unexpected(error: Exception) -> int:
     if os.environ.get("PILOTAGE_LOG_LEVEL", "").lower() == "debug":
         traceback.print_exception(error)
@@ -134,12 +152,8 @@ def invoke(args: Sequence[str] | None = None) -> int:
     except CommandError as error:
         _say(error.message, error.details)
         return error.exit_status
-    except DefinitionError as error:
-        _say(f"{len(error.problems)} problem(s) in the definition:", error.problems)
-        return USAGE
     except PilotageError as error:
-        _say(str(error))
-        return FAILED
+        return _refused(error)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:

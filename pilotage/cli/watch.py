@@ -22,6 +22,8 @@ from pilotage.runtime.status import TERMINAL_RUN
 
 TICK_SECS = 1.0
 """The longest between two looks at the run, stream or not."""
+POLL_SECS = 0.25
+"""The same where no stream can be had."""
 SETTLE_SECS = 0.05
 """News come in bursts; one look covers what arrives within this time."""
 AWAY_SECS = 60.0
@@ -51,7 +53,7 @@ class Doorbell:
         self._path = f"/v1/workflow-runs/{segment(run_id)}/stream"
         self._rung = threading.Event()
         self._over = threading.Event()
-        self._response: http.client.HTTPResponse | None = None
+        self.alive = True
         threading.Thread(target=self._listen, name="stream", daemon=True).start()
 
     def wait(self, secs: float) -> None:
@@ -76,7 +78,8 @@ class Doorbell:
                         if line.startswith(b"data:"):
                             self._rung.set()
             except RefusedError:
-                return  # the plain requests are refused too and say why
+                self.alive = False  # looking does without; if that is refused too, it says why
+                return
             except (OSError, ValueError, http.client.HTTPException, ServerAwayError):
                 pass
             self._over.wait(TICK_SECS)
@@ -103,7 +106,7 @@ def follow(client: Client, run_id: str, progress: Progress) -> dict[str, Json]:
             else:
                 if run["status"] in TERMINAL_RUN:
                     return run
-            bell.wait(TICK_SECS)
+            bell.wait(TICK_SECS if bell.alive else POLL_SECS)
             time.sleep(SETTLE_SECS)
     finally:
         bell.close()

@@ -16,7 +16,7 @@ WORKFLOW_COLUMNS = [
     Column("SLUG", key("slug")),
     Column("NAME", key("name")),
     Column("VERSION", key("version"), right=True),
-    Column("STEPS", lambda item: len(item.get("steps") or []), right=True),
+    Column("STEPS", key("step_count"), right=True),
     Column("ENABLED", key("enabled")),
     Column("CRON", key("cron")),
     Column("UPDATED", lambda item: ago(item.get("updated_at"))),
@@ -80,7 +80,7 @@ def trigger(
     idempotency_key: str | None,
     watch: bool,
 ) -> int:
-    """Start a run of WORKFLOW (its id or slug)."""
+    """Start a run of a workflow, named by its id or slug."""
     from pilotage.cli.runs import started
 
     body: dict[str, Json] = {}

@@ -1,0 +1,249 @@
+"""`pilotage doctor`: what may be wrong, on this machine and with the server, and what to do.
+
+Each check is one line: what was looked at, how it is, what to do about it. Nothing is changed.
+The exit status is 0 if no check failed; warnings do not count.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+import pilotage
+from pilotage.cli.client import Client
+from pilotage.cli.errors import FAILED, CommandError, RefusedError
+from pilotage.cli.output import Column, key
+from pilotage.cli.session import Session, operator
+from pilotage.runtime.errors import PilotageError
+from pilotage.runtime.jsonvalues import is_object
+from pilotage.settings import Settings, SettingsError
+
+LOW_DISK_BYTES = 1 << 30
+MAX_SKEW_SECS = 5.0
+OK, WARNING, BAD = "ok", "warning", "failed"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One line: `check` is what was looked at, `result` one of ok, warning, failed."""
+
+    check: str
+    result: str
+    found: str
+
+
+COLUMNS = [
+    Column("CHECK", key("check")),
+    Column("RESULT", key("result")),
+    Column("FOUND", key("found"), fold=True),
+]
+
+
+def ok(check: str, found: str) -> Finding:
+    return Finding(check=check, result=OK, found=found)
+
+
+def warning(check: str, found: str) -> Finding:
+    return Finding(check=check, result=WARNING, found=found)
+
+
+def bad(check: str, found: str) -> Finding:
+    return Finding(check=check, result=BAD, found=found)
+
+
+# --- this machine ------------------------------------------------------------------------------
+
+
+def check_python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield ok("version", f"pilotage {pilotage.__version__}, Python {version}")
+
+
+def check_settings() -> Iterator[Finding]:
+    try:
+        loaded_settings()
+    except SettingsError as error:
+        for problem in error.problems:
+            yield bad("settings", problem)
+    else:
+        yield ok("settings", "valid (`pilotage serve --print-config` shows them)")
+
+
+def loaded_settings() -> Settings:
+    from pilotage.cli.serve import load
+
+    return load({}).settings
+
+
+def check_disk(settings: Settings) -> Iterator[Finding]:
+    folder = settings.data_dir.absolute()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        yield bad(
+            "data directory", f"{folder}: {existing} cannot be written; set PILOTAGE_DATA_DIR"
+        )
+        return
+    free = shutil.disk_usage(existing).free
+    said = f"{folder}, {free / (1 << 30):.1f} GiB free"
+    if free < LOW_DISK_BYTES:
+        yield warning("data directory", f"{said}: the store stops taking writes when it is full")
+    else:
+        yield ok("data directory", said)
+    yield from _check_owner(folder)
+
+
+def _check_owner(folder: Path) -> Iterator[Finding]:
+    lock = folder / "owner.lock"
+    try:
+        holder = lock.read_text(encoding="utf-8").strip()
+    except OSError:
+        return
+    if holder.isdigit() and _is_alive(int(holder)):
+        yield ok("owner", f"process {holder} owns the data directory")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def check_embedded(settings: Settings) -> Iterator[Finding]:
+    from pilotage.persistence.server_process import EmbeddedServerError, find_server_binary
+
+    try:
+        binary = find_server_binary(settings.server_binary)
+        shown = subprocess.run(  # noqa: S603 - the program that serve would start
+            [str(binary), "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except EmbeddedServerError as error:
+        yield bad("embedded store", str(error))
+    except (OSError, subprocess.SubprocessError) as error:
+        yield bad("embedded store", f"its program does not run: {error}")
+    else:
+        yield ok("embedded store", shown.strip().partition(" sha=")[0] or str(binary))
+
+
+def check_store(settings: Settings) -> Iterator[Finding]:
+    """Connect to the Redis or Valkey of the settings as a server would."""
+    import asyncio
+
+    from pilotage.persistence.redis_store import RedisStore
+    from pilotage.settings import mask_url
+
+    url = settings.redis_url or ""
+
+    async def look() -> None:
+        store = RedisStore(url, namespace=settings.namespace)
+        try:
+            async with asyncio.timeout(10):
+                await store.open()
+        finally:
+            await store.close()
+
+    try:
+        asyncio.run(look())
+    except (PilotageError, TimeoutError, OSError) as error:
+        yield bad("store", f"{mask_url(url)}: {str(error) or 'no answer within 10 s'}")
+    else:
+        yield ok("store", f"{mask_url(url)} answers and is suitable")
+
+
+# --- the server --------------------------------------------------------------------------------
+
+
+def check_server(session: Session) -> Iterator[Finding]:
+    url = session.settings.url
+    client = Client(session.settings, sleep=lambda _: None)
+    try:
+        before = time.time()
+        health = client.get("/health")
+        after = time.time()
+    except CommandError as error:
+        yield warning("server", str(error))
+        return
+    document = health.data if is_object(health.data) else {}
+    version = str(document.get("version", "unknown"))
+    if version == pilotage.__version__:
+        yield ok("server", f"{url} runs {version}")
+    else:
+        yield warning("server", f"{url} runs {version}, this command is {pilotage.__version__}")
+    yield from _check_clock(health.headers.get("date"), before, after)
+    yield from _check_ready(client)
+    yield from _check_key(session, client)
+
+
+def _check_clock(date: str | None, before: float, after: float) -> Iterator[Finding]:
+    if date is None:
+        return
+    theirs = parsedate_to_datetime(date).timestamp()
+    # The header has whole seconds: anything within them and the request's time is agreement.
+    skew = max(theirs - after, before - (theirs + 1), 0.0)
+    if skew > MAX_SKEW_SECS:
+        yield warning("clock", f"{skew:.0f} s apart from the server's; set it by NTP")
+    else:
+        yield ok("clock", "agrees with the server's")
+
+
+def _check_ready(client: Client) -> Iterator[Finding]:
+    try:
+        client.request("GET", "/health/ready", repeatable=False)
+    except RefusedError:
+        yield bad("ready", "no: the store is away, runs are being recovered, or the server stops")
+    except CommandError as error:
+        yield bad("ready", str(error))
+    else:
+        yield ok("ready", "the store answers, the fence is held, runs are recovered")
+
+
+def _check_key(session: Session, client: Client) -> Iterator[Finding]:
+    if not session.settings.api_key:
+        yield warning("key", "none: set PILOTAGE_API_KEY")
+        return
+    try:
+        client.get("/v1/workflows", {"project_id": session.project, "limit": 1})
+    except RefusedError as error:
+        if error.status == 422:  # an admin key without a project: the key itself is good
+            yield ok("key", "accepted; it is an admin key: name a project with --project")
+        else:
+            yield bad("key", f"refused: {error.message}")
+    except CommandError as error:
+        yield bad("key", str(error))
+    else:
+        yield ok("key", "accepted")
+
+
+def findings(session: Session) -> Iterator[Finding]:
+    yield from check_python()
+    yield from check_settings()
+    local: list[Callable[[Settings], Iterator[Finding]]] = []
+    try:
+        settings = loaded_settings()
+    except SettingsError:
+        pass
+    else:
+        local = [check_disk, check_embedded] if settings.redis_url is None else [check_store]
+        for check in local:
+            yield from check(settings)
+    yield from check_server(session)
+
+
+@click.command()
+@operator
+def doctor(session: Session) -> int:
+    """Check this machine and the server."""
+    found = list(findings(session))
+    session.out.rows([msgspec.structs.asdict(finding) for finding in found], COLUMNS)
+    return FAILED if any(finding.result == BAD for finding in found) else 0
