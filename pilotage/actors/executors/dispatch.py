@@ -128,9 +128,14 @@ class Executors:
             entry.executor.stop(key, timed_out=timed_out)
         self.over(entry)
 
-    def occupied(self, job: str) -> int:
+    @property
+    def abandoned_threads(self) -> int:
+        """Threads that still run stopped attempts of any job."""
+        return self._python.abandoned_threads
+
+    def occupied(self, project_id: str, job: str) -> int:
         """Threads that still run stopped attempts of the job: each holds one of its slots."""
-        return self._python.occupied(job)
+        return self._python.occupied(project_id, job)
 
     def held_back(self, job: str) -> str | None:
         """Why no attempt of this Python job is begun at present."""
@@ -152,6 +157,8 @@ class Executors:
     async def aclose(self, grace_secs: float) -> None:
         """Attempts in progress may end within the grace; the rest is handed back: no report, and
         so they are dispatched again, under the same number, when the server is next started.
+
+        May be called again meanwhile, with a shorter grace, which then holds for both.
         """
         self._closing = True
         self._waiting.clear()
@@ -212,7 +219,7 @@ class Executors:
                 return Failed(
                     f"job {attempt.job!r} does not exist; create it or register it, "
                     "and retry the step",
-                    "UnknownJob",
+                    "unknown_job",
                     final=True,
                 )
             except UnavailableError as error:
@@ -230,4 +237,4 @@ def _nobody_for(job: str, mode: ExecutionMode) -> Failed:
         )
     else:
         error = f"job {job!r} has execution mode {mode.value!r}, which this server does not do"
-    return Failed(error, "NoExecutor", final=True)
+    return Failed(error, "no_executor", final=True)

@@ -80,7 +80,7 @@ def _json(body: bytes) -> bytes | Failed:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         return Failed(
             bounded_error(f"the answer is not the JSON it claims to be: {error}"),
-            "BadAnswer",
+            "bad_answer",
             final=True,
         )
 
@@ -91,7 +91,7 @@ def _text(answer: Answer) -> bytes | Failed:
     except (UnicodeDecodeError, LookupError):
         return Failed(
             f"the answer ({answer.media_type or 'no content type'}) is neither JSON nor text",
-            "BadAnswer",
+            "bad_answer",
             final=True,
         )
     outcome = encoded_outcome(text, None, msgspec.json.encode)
@@ -107,7 +107,7 @@ def _failure(answer: Answer, now_secs: float) -> Failed:
         return Failed(
             f"the endpoint answered {status}: redirects are not followed; "
             "set endpoint_url to where it leads",
-            f"HTTP {status}",
+            f"http_{status}",
             final=True,
         )
     final = status < 500 and status not in RETRYABLE_4XX
@@ -116,7 +116,7 @@ def _failure(answer: Answer, now_secs: float) -> Failed:
         delay = retry_after_secs(answer.retry_after, now_secs)
     excerpt = answer.body[:EXCERPT_BYTES].decode("utf-8", "replace").strip()
     text = f"the endpoint answered {status}" + (f": {excerpt}" if excerpt else "")
-    return Failed(bounded_error(text), f"HTTP {status}", final=final, retry_after_secs=delay)
+    return Failed(bounded_error(text), f"http_{status}", final=final, retry_after_secs=delay)
 
 
 def retry_after_secs(value: str, now_secs: float) -> float | None:

@@ -125,8 +125,9 @@ class HttpExecutor:
                 bounded_error(f"the request failed: {type(error).__name__}: {error}"),
                 type(error).__name__,
             )
-        del self._tasks[attempt.key]  # only `stop` removes it otherwise, and then we are cancelled
-        report(outcome)
+        if self._tasks.get(attempt.key) is asyncio.current_task():  # else it was stopped
+            del self._tasks[attempt.key]
+            report(outcome)
 
     async def _outcome(self, attempt: Attempt, job: JobSpec) -> HttpOutcome:
         try:
@@ -144,8 +145,8 @@ class HttpExecutor:
             except TimeoutError as error:
                 if isinstance(error, aiohttp.ConnectionTimeoutError):
                     visit.unreachable()
-                    return Failed("the endpoint could not be reached in time", "ConnectTimeout")
-                return Failed(f"timed out after {attempt.timeout_secs:g} s", "Timeout")
+                    return Failed("the endpoint could not be reached in time", "connect_timeout")
+                return Failed(f"timed out after {attempt.timeout_secs:g} s", "timeout")
             except (aiohttp.ClientConnectionError, OSError) as error:
                 refused = _refused(error)
                 if refused is not None:
@@ -153,12 +154,12 @@ class HttpExecutor:
                 visit.unreachable()
                 return Failed(
                     bounded_error(f"the endpoint could not be reached: {_reason(error)}"),
-                    type(error).__name__,
+                    "unreachable",
                 )
             except aiohttp.ClientError as error:
                 visit.answered()
                 return Failed(
-                    bounded_error(f"the answer is broken: {_reason(error)}"), type(error).__name__
+                    bounded_error(f"the answer is broken: {_reason(error)}"), "broken_answer"
                 )
             visit.answered()
         return await self._judged(answer, attempt.output_transform)
@@ -288,7 +289,7 @@ async def _read(response: aiohttp.ClientResponse) -> Answer:
 def _bad_endpoint(problem: str) -> Failed:
     return Failed(
         bounded_error(f"the job's endpoint_url cannot be used: {problem}"),
-        "BadEndpoint",
+        "bad_endpoint",
         final=True,
     )
 
@@ -302,7 +303,7 @@ def _refused(error: BaseException) -> Failed | None:
     return Failed(
         f"the endpoint is refused: {cause}; set PILOTAGE_ALLOW_PRIVATE_ENDPOINTS to allow "
         "endpoints that are not on the public internet",
-        "AddressRefused",
+        "address_refused",
         final=True,
     )
 

@@ -43,7 +43,7 @@ def arguments_of(
         # msgspec names the place: `... - at `$.order.amount``.
         return Failed(
             bounded_error(f"the input does not fit job {job.name!r}: {error}"),
-            "InputMismatch",
+            "input_mismatch",
             final=True,
         )
     except Exception as error:  # noqa: BLE001 - a Struct's __post_init__ may raise anything
@@ -122,7 +122,7 @@ def encoded_outcome(value: Any, transform: str | None, encode: Callable[[Any], b
         output = encode(value)
     except Exception as error:  # noqa: BLE001 - depends on the types in the value
         return Failed(
-            bounded_error(f"output cannot be written as JSON: {error}"), "BadOutput", final=True
+            bounded_error(f"output cannot be written as JSON: {error}"), "bad_output", final=True
         )
     if transform is not None:
         transformed = transformed_output(output, transform)
@@ -139,7 +139,7 @@ def transformed_output(output: bytes, transform: str) -> bytes | Failed:
     try:
         return _compiled(transform).apply_json(output)
     except TransformError as error:
-        return Failed(bounded_error(str(error)), "OutputTransform", final=True)
+        return Failed(bounded_error(str(error)), "output_transform", final=True)
 
 
 @lru_cache(maxsize=1_000)
@@ -155,6 +155,6 @@ def too_large(size: int | None) -> Failed:
     found = f"over {MAX_OUTPUT_BYTES}" if size is None else str(size)
     return Failed(
         f"output is {found} bytes; at most {MAX_OUTPUT_BYTES} are kept",
-        "OutputTooLarge",
+        "output_too_large",
         final=True,
     )

@@ -159,6 +159,8 @@ class Watchdog:
         while not self._closed.is_set():
             self._awake.wait()
             self._turn.clear()
+            if self._closed.is_set():  # `close` may have come before the line above
+                return
             asked = time.monotonic()
             try:
                 self._loop.call_soon_threadsafe(self._answer)
@@ -166,7 +168,7 @@ class Watchdog:
                 return
             if not self._turn.wait(self._blocked_secs):
                 self._report(time.monotonic() - asked)
-                self._turn.wait()
+                self._turn.wait()  # for the loop, or for `close`
             self._closed.wait(self._blocked_secs / 2)
 
     def _answer(self) -> None:

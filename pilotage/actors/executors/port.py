@@ -58,7 +58,11 @@ class Completed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """Not done. `final`: trying again is of no use; `retry_after_secs`: when the job wants it."""
+    """Not done. `final`: trying again is of no use; `retry_after_secs`: when the job wants it.
+
+    `error_class` is the name of the exception a Python job raised, or a word of ours in
+    lower_case: `timeout`, `unreachable`, `http_503`, `bad_output` and so on.
+    """
 
     error: str
     error_class: str

@@ -128,7 +128,7 @@ class ProcessPool:
             self._starting -= 1
             if self._queue:
                 running, _ = self._queue.popitem(last=False)
-                running.emit(Failed(f"no worker process can be started: {error}", "WorkerProcess"))
+                running.emit(Failed(f"no worker process can be started: {error}", "worker_process"))
             self._dispatch()
             return
         self._starting -= 1
@@ -164,7 +164,7 @@ class ProcessPool:
             self._idle.remove(worker)
         running = worker.running
         if running is not None and self._busy.pop(running, None) is not None:
-            running.emit(Failed(f"the worker process died: {_describe(status)}", "WorkerProcess"))
+            running.emit(Failed(f"the worker process died: {_describe(status)}", "worker_process"))
         if not self._closed:
             self._dispatch()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import runpy
+import signal
 import socket
 import sys
 import threading
@@ -62,7 +63,7 @@ class Worker:
                 if len(data) < size:
                     break
                 self._orders.put(decode_order(data))
-        os._exit(0)
+        _end()
 
     def _do(self, order: Order) -> Completed | Failed:
         try:
@@ -103,8 +104,13 @@ class Worker:
         with self._sending:
             try:
                 self._link.sendall(frame(news))
-            except OSError:  # the server is gone
-                os._exit(0)
+            except OSError:
+                _end()
+
+
+def _end() -> None:
+    """The server is gone: end at once, with all that jobs have started."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def _main(order: Order) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -30,11 +31,21 @@ class PythonSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PythonExecutor:
-    """Made and used on the actors' loop; a `ModeExecutor` for `PythonJob`s."""
+    """Made and used on the actors' loop; a `ModeExecutor` for `PythonJob`s.
 
-    def __init__(self, settings: PythonSettings | None = None) -> None:
+    `vacated(project_id, job)` is called when a thread that ran a stopped attempt has come back:
+    the job may have a slot to give.
+    """
+
+    def __init__(
+        self,
+        settings: PythonSettings | None = None,
+        *,
+        vacated: Callable[[str, str], None] | None = None,
+    ) -> None:
         settings = settings or PythonSettings()
         loop = asyncio.get_running_loop()
+        self._vacated = vacated
         self._attempts: dict[AttemptKey, Running] = {}
         self._news: Handover[tuple[Running, News | None]] = Handover(loop, self._receive)
         self._inline = InlineRunner(loop, self._finished_inline)
@@ -75,9 +86,9 @@ class PythonExecutor:
                     "%s did not end within %g s", running.title, running.attempt.timeout_secs
                 )
 
-    def occupied(self, job: str) -> int:
+    def occupied(self, project_id: str, job: str) -> int:
         """Threads that still run stopped attempts of the job (as the attempts name it)."""
-        return self._threads.occupied(job)
+        return self._threads.occupied(project_id, job)
 
     def held_back(self, job: str) -> str | None:
         """Why attempts of this job wait although it is not at its limits."""
@@ -111,9 +122,12 @@ class PythonExecutor:
             if not running.over:
                 running.report(news)
         else:
+            was_over = running.over
             if running.job.kind is JobKind.THREAD:
                 self._threads.ended(running)
             self._finished(running, news)
+            if was_over and running.job.kind is JobKind.THREAD and self._vacated is not None:
+                self._vacated(running.attempt.project_id, running.attempt.job)
 
     def _finished_inline(self, running: Running, outcome: Outcome) -> None:
         """No detour, unless the job's log is still on its way: that comes before the end."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from queue import SimpleQueue
+from typing import TypeVar
 
 from pilotage.actors.executors.invoke import call
 from pilotage.actors.executors.port import Completed
@@ -20,6 +21,8 @@ from pilotage.actors.executors.running import Running
 
 MAX_THREADS = 32
 MAX_ABANDONED = 32
+
+KeyT = TypeVar("KeyT")
 
 _NEVER_BEGUN = Completed()
 
@@ -37,7 +40,8 @@ class ThreadPool:
         self._held: dict[str, dict[Running, None]] = {}
         self._busy: set[Running] = set()
         self._abandoned: set[Running] = set()
-        self._occupied: Counter[str] = Counter()
+        self._occupied: Counter[tuple[str, str]] = Counter()
+        self._guilty: Counter[str] = Counter()
         self._threads = 0
 
     @property
@@ -53,7 +57,8 @@ class ThreadPool:
         if running in self._busy:
             self._busy.remove(running)
             self._abandoned.add(running)
-            self._occupied[running.attempt.job] += 1
+            self._occupied[_slot(running)] += 1
+            self._guilty[running.attempt.job] += 1
             self._dispatch()
             return
         self._queue.pop(running, None)
@@ -63,7 +68,8 @@ class ThreadPool:
         """The function has returned, whether anybody still waits for it or not."""
         if running in self._abandoned:
             self._abandoned.remove(running)
-            self._occupied -= Counter([running.attempt.job])  # drops the entry at zero
+            _take_one(self._occupied, _slot(running))
+            _take_one(self._guilty, running.attempt.job)
             self._release_held()
         else:
             self._busy.discard(running)
@@ -72,16 +78,16 @@ class ThreadPool:
             self._threads -= 1
             self._work.put(None)
 
-    def occupied(self, job: str) -> int:
-        """Abandoned threads that still run this job."""
-        return self._occupied[job]
+    def occupied(self, project_id: str, job: str) -> int:
+        """Abandoned threads that still run this job for the project."""
+        return self._occupied[project_id, job]
 
     def held_back(self, job: str) -> str | None:
         """Why no attempt of the job is begun at present."""
-        if len(self._abandoned) >= self._max_abandoned and self._occupied[job]:
+        if len(self._abandoned) >= self._max_abandoned and self._guilty[job]:
             return (
                 f"{len(self._abandoned)} threads did not stop at their timeout and are still busy, "
-                f"{self._occupied[job]} of them with this job; it goes on when one of them ends"
+                f"{self._guilty[job]} of them with this job; it goes on when one of them ends"
             )
         if self._allowed <= 0:
             return f"all worker threads are stuck in {len(self._abandoned)} stopped attempts"
@@ -116,7 +122,7 @@ class ThreadPool:
             if self._threads < len(self._busy) + len(self._abandoned):
                 self._threads += 1
                 threading.Thread(
-                    target=self._serve, name=f"pilotage-job-{self._threads}", daemon=True
+                    target=self._serve, name=f"pilotage-worker-{self._threads}", daemon=True
                 ).start()
             self._work.put(running)
 
@@ -133,3 +139,13 @@ class ThreadPool:
                 running.emit(_NEVER_BEGUN)
                 continue
             running.emit(call(running.job, running.attempt, running.context))
+
+
+def _slot(running: Running) -> tuple[str, str]:
+    return (running.attempt.project_id, running.attempt.job)
+
+
+def _take_one(counter: Counter[KeyT], key: KeyT) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

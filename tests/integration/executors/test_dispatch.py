@@ -126,7 +126,7 @@ async def test_a_look_up_may_find_a_python_job(bench: Bench) -> None:
 async def test_an_unknown_job_is_final(bench: Bench) -> None:
     bench.answers = [NotFoundError("no such job")]
     failed = await bench.begin("gone")[1].failed()
-    assert (failed.final, failed.error_class) == (True, "UnknownJob")
+    assert (failed.final, failed.error_class) == (True, "unknown_job")
     assert "'gone' does not exist" in failed.error
 
 
@@ -254,11 +254,11 @@ async def test_abandoned_threads_hold_slots_of_their_job(bench: Bench) -> None:
     order, _ = bench.begin("stuck")
     await wait_until(begun.is_set, "the function has begun")
     bench.port.stop(*order.key, timed_out=True)
-    assert bench.executors.occupied("stuck") == 1
+    assert bench.executors.occupied("p", "stuck") == 1
     assert bench.executors.held_back("stuck") is None
     assert bench.executors.held_back("unknown") is None
     let_go.set()
-    await wait_until(lambda: bench.executors.occupied("stuck") == 0, "the slot came free")
+    await wait_until(lambda: bench.executors.occupied("p", "stuck") == 0, "the slot came free")
 
 
 async def test_closing_waits_for_the_grace_and_takes_nothing_new() -> None:
@@ -283,6 +283,17 @@ async def test_what_is_not_over_at_the_end_of_the_grace_is_handed_back() -> None
     await bench.executors.aclose(0.01)
     assert sorted(key for key, _ in bench.hands.stopped) == sorted(o.key for o in orders)
     assert bench.executors.active == 0
+
+
+async def test_a_second_close_cuts_the_grace_short() -> None:
+    bench = Bench()
+    order, recorder = await bench.handed()
+    closing = asyncio.create_task(bench.executors.aclose(600))
+    await asyncio.sleep(0)
+    await bench.executors.aclose(0)
+    await closing
+    assert [key for key, _ in bench.hands.stopped] == [order.key]
+    assert recorder.reports == []
 
 
 async def test_closing_gives_up_look_ups() -> None:

@@ -7,64 +7,20 @@ import gzip
 import hashlib
 import hmac
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from pilotage import __version__
-from pilotage.actors.executors.http_executor import HttpExecutor, HttpSettings, signature
-from pilotage.actors.executors.port import Accepted, Attempt, Completed
-from pilotage.actors.executors.tokens import RunTokens
+from pilotage.actors.executors.http_executor import signature
+from pilotage.actors.executors.port import Accepted, Completed
 from pilotage.runtime.definition import JobSpec
+from tests.integration.executors.http_client import TOKENS, Client, answering
 from tests.integration.executors.peers import Handler, Peer, RawPeer
 from tests.integration.executors.recorder import Recorder, attempt
-from tests.support.clock import START_MS, FakeClock
-from tests.support.waiting import wait_until
+from tests.support.clock import START_MS
 from tests.unit.executors.test_addresses import Names
-
-TOKENS = RunTokens(b"k" * 32)
-
-
-class Client:
-    """An executor and what tests do with it."""
-
-    def __init__(self, **settings: Any) -> None:
-        settings.setdefault("allow_private_endpoints", True)
-        names = settings.pop("names", None)
-        self.clock = FakeClock()
-        self.executor = HttpExecutor(TOKENS, self.clock, HttpSettings(**settings), resolver=names)
-
-    def begin(self, url: str, **fields: Any) -> tuple[Attempt, Recorder]:
-        order, recorder = attempt(**fields), Recorder()
-        self.executor.start(order, JobSpec(endpoint_url=url), recorder)
-        assert not recorder.reports, "a report from within start"
-        return order, recorder
-
-    def post(self, url: str, **fields: Any) -> Recorder:
-        return self.begin(url, **fields)[1]
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[Client]:
-    client = Client()
-    yield client
-    await client.executor.aclose()
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[Peer]:
-    async with Peer() as peer:
-        yield peer
-
-
-def answering(*args: Any, **kwargs: Any) -> Handler:
-    async def handler(_request: web.Request) -> web.StreamResponse:
-        return web.Response(*args, **kwargs)
-
-    return handler
-
 
 # --- the request ----------------------------------------------------------------------------------
 
@@ -198,7 +154,7 @@ async def test_a_redirect_is_never_followed(client: Client, peer: Peer, status: 
 async def test_json_that_is_broken_is_final(client: Client, peer: Peer) -> None:
     peer.handler = answering(body=b'{"a": ', content_type="application/json")
     failed = await client.post(peer.url).failed()
-    assert (failed.final, failed.error_class) == (True, "BadAnswer")
+    assert (failed.final, failed.error_class) == (True, "bad_answer")
 
 
 async def test_an_answer_that_announces_its_size_is_refused_unread(
@@ -239,7 +195,7 @@ async def test_a_small_answer_that_unpacks_to_a_large_one_is_read_with_a_bound(
     packed = gzip.compress(b"x" * 50_000_000)
     peer.handler = answering(body=packed, headers={"Content-Encoding": "gzip"})
     failed = await client.post(peer.url).failed()
-    assert (failed.final, failed.error_class) == (True, "OutputTooLarge")
+    assert (failed.final, failed.error_class) == (True, "output_too_large")
 
 
 async def test_an_error_page_without_end_is_read_with_a_bound(client: Client, peer: Peer) -> None:
@@ -257,7 +213,7 @@ async def test_a_large_answer_within_the_bound_is_kept(client: Client, peer: Pee
 async def test_the_transform_is_applied(client: Client, peer: Peer) -> None:
     assert await client.post(peer.url, output_transform="ok").output() == b"true"
     failed = await client.post(peer.url, output_transform="nope(@)").failed()
-    assert (failed.final, failed.error_class) == (True, "OutputTransform")
+    assert (failed.final, failed.error_class) == (True, "output_transform")
 
 
 # --- failures of the network ----------------------------------------------------------------------
@@ -386,7 +342,7 @@ async def test_closing_ends_requests_without_a_report(peer: Peer) -> None:
 )
 async def test_an_endpoint_that_is_no_url_is_final(client: Client, url: str) -> None:
     failed = await client.post(url).failed()
-    assert (failed.final, failed.error_class) == (True, "BadEndpoint")
+    assert (failed.final, failed.error_class) == (True, "bad_endpoint")
 
 
 async def test_a_value_that_cannot_be_a_header_does_not_hang_the_attempt(
@@ -395,232 +351,3 @@ async def test_a_value_that_cannot_be_a_header_does_not_hang_the_attempt(
     failed = await client.post(peer.url, job="a\r\nX-Evil: 1").failed()
     assert "header" in failed.error.lower()
     assert not peer.requests
-
-
-# --- addresses ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def guarded() -> AsyncIterator[Client]:
-    client = Client(
-        allow_private_endpoints=False,
-        names=Names(inside=["127.0.0.1"], **{"mixed.test": ["127.0.0.1", "::1"]}),
-    )
-    yield client
-    await client.executor.aclose()
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "127.0.0.1",
-        "inside",
-        "mixed.test",
-        "[::1]",
-        "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]",
-        "[64:ff9b::127.0.0.1]",
-        "169.254.169.254",
-        "0.0.0.0",
-        "10.0.0.1",
-    ],
-)
-async def test_private_addresses_are_refused_before_anything_is_sent(
-    guarded: Client, peer: Peer, host: str
-) -> None:
-    failed = await guarded.post(f"http://{host}:{peer.port}/").failed()
-    assert (failed.final, failed.error_class) == (True, "AddressRefused")
-    assert "PILOTAGE_ALLOW_PRIVATE_ENDPOINTS" in failed.error
-    assert not peer.connections
-
-
-@pytest.mark.parametrize(
-    "host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "localhost", "localhost."]
-)
-async def test_unusual_spellings_reach_nothing_either(peer: Peer, host: str) -> None:
-    client = Client(allow_private_endpoints=False)
-    await client.post(f"http://{host}:{peer.port}/").failed()
-    assert not peer.connections
-    await client.executor.aclose()
-
-
-async def test_the_peer_of_a_connection_is_looked_at_before_it_is_used(
-    guarded: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Should resolver and socket ever be fooled, the connection itself is not."""
-    module = "pilotage.actors.executors.addresses"
-
-    def credulous(_address: str) -> None: ...
-
-    monkeypatch.setattr(f"{module}.check", credulous)
-    failed = await guarded.post(f"http://127.0.0.1:{peer.port}/").failed()
-    assert (failed.final, failed.error_class) == (True, "AddressRefused")
-    assert not peer.requests
-
-
-# --- the circuit breaker --------------------------------------------------------------------------
-
-
-class Timers:
-    """Takes what is scheduled; the test says when it is due."""
-
-    def __init__(self) -> None:
-        self.due: list[tuple[float, Any]] = []
-
-    def call_later(self, delay: float, callback: Any) -> Any:
-        entry = (delay, callback)
-        self.due.append(entry)
-        timers = self.due
-
-        class Handle:
-            def cancel(self) -> None:
-                if entry in timers:
-                    timers.remove(entry)
-
-        return Handle()
-
-    def fire(self) -> None:
-        due, self.due = self.due, []
-        for _, callback in due:
-            callback()
-
-
-class Broken(Client):
-    """A client whose endpoint has been unreachable five times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.timers = Timers()
-        self.executor = HttpExecutor(
-            TOKENS,
-            self.clock,
-            HttpSettings(allow_private_endpoints=True),
-            call_later=self.timers.call_later,
-        )
-
-    async def trip(self, peer: Peer) -> None:
-        await peer.close()
-        for _ in range(5):
-            await self.post(peer.url).failed()
-
-    async def held(self, peer: Peer) -> tuple[Attempt, Recorder]:
-        order, recorder = self.begin(peer.url)
-        await wait_until(
-            lambda: self.executor.why_held(order.key) is not None, "the attempt is held back"
-        )
-        return order, recorder
-
-    def half_open(self) -> None:
-        self.clock.advance_ms(30_000)
-        self.timers.fire()
-
-
-@pytest.fixture
-async def broken(peer: Peer) -> AsyncIterator[Broken]:
-    client = Broken()
-    await client.trip(peer)
-    yield client
-    await client.executor.aclose()
-
-
-async def test_an_open_breaker_holds_attempts_back_and_says_why(broken: Broken, peer: Peer) -> None:
-    order, recorder = await broken.held(peer)
-    assert broken.executor.why_held(order.key) == (
-        f"127.0.0.1:{peer.port} could not be reached 5 times in a row; it is tried again in 30 s"
-    )
-    assert recorder.reports == []
-    assert [delay for delay, _ in broken.timers.due] == [30]
-
-
-async def test_other_hosts_are_not_held_back(broken: Broken) -> None:
-    async with Peer() as other:
-        assert await broken.post(other.url).output() == b'{"ok":true}'
-
-
-async def test_a_probe_that_gets_an_answer_lets_all_others_go(broken: Broken, peer: Peer) -> None:
-    recorders = [(await broken.held(peer))[1] for _ in range(4)]
-    await peer.open()
-    broken.half_open()
-    for recorder in recorders:
-        assert await recorder.output() == b'{"ok":true}'
-    assert not broken.timers.due
-
-
-async def test_an_answer_of_any_status_closes_the_breaker(broken: Broken, peer: Peer) -> None:
-    peer.handler = answering(status=500)
-    recorders = [(await broken.held(peer))[1] for _ in range(2)]
-    await peer.open()
-    broken.half_open()
-    for recorder in recorders:
-        assert (await recorder.failed()).error_class == "HTTP 500"
-
-
-async def test_only_the_probe_is_spent_while_the_host_stays_away(
-    broken: Broken, peer: Peer
-) -> None:
-    _, probe = await broken.held(peer)
-    order, other = await broken.held(peer)
-    broken.half_open()
-    assert not (await probe.failed()).final
-    assert not other.is_over
-    assert "6 times in a row; it is tried again in 30 s" in str(broken.executor.why_held(order.key))
-    await peer.open()
-    broken.half_open()
-    assert await other.output() == b'{"ok":true}'
-
-
-async def test_while_the_probe_is_under_way_the_others_wait(broken: Broken, peer: Peer) -> None:
-    release = asyncio.Event()
-
-    async def handler(_request: web.Request) -> web.StreamResponse:
-        await release.wait()
-        return web.json_response(1)
-
-    peer.handler = handler
-    _, probe = await broken.held(peer)
-    await peer.open()
-    broken.half_open()
-    await wait_until(lambda: len(peer.requests) == 1, "the probe has arrived")
-    order, late = await broken.held(peer)
-    assert "it is tried just now" in str(broken.executor.why_held(order.key))
-    assert not broken.timers.due
-    release.set()
-    assert await probe.output() == await late.output() == b"1"
-
-
-async def test_a_stopped_probe_leaves_its_place_to_the_next(broken: Broken, peer: Peer) -> None:
-    block = asyncio.Event()
-
-    async def handler(_request: web.Request) -> web.StreamResponse:
-        if len(peer.requests) == 1:
-            await block.wait()
-        return web.json_response(1)
-
-    peer.handler = handler
-    first, probe = await broken.held(peer)
-    _, second = await broken.held(peer)
-    await peer.open()
-    broken.half_open()
-    await wait_until(lambda: len(peer.requests) == 1, "the probe has arrived")
-    broken.executor.stop(first.key, timed_out=True)
-    assert await second.output() == b"1"
-    assert probe.reports == []
-
-
-async def test_an_attempt_that_is_woken_and_stopped_at_once_wakes_the_next(
-    broken: Broken, peer: Peer
-) -> None:
-    first, stopped = await broken.held(peer)
-    _, second = await broken.held(peer)
-    await peer.open()
-    broken.half_open()
-    broken.executor.stop(first.key, timed_out=False)
-    assert await second.output() == b'{"ok":true}'
-    assert stopped.reports == []
-
-
-async def test_a_held_back_attempt_can_be_stopped(broken: Broken, peer: Peer) -> None:
-    order, recorder = await broken.held(peer)
-    broken.executor.stop(order.key, timed_out=True)
-    await wait_until(lambda: broken.executor.why_held(order.key) is None, "it is let go")
-    assert recorder.reports == []

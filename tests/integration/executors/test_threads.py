@@ -20,8 +20,10 @@ class Bench:
     """An executor with few threads, and functions that end when they are told to."""
 
     def __init__(self, threads: int, abandoned: int) -> None:
+        self.vacated: list[tuple[str, str]] = []
         self.executor = PythonExecutor(
-            PythonSettings(max_threads=threads, max_abandoned_threads=abandoned)
+            PythonSettings(max_threads=threads, max_abandoned_threads=abandoned),
+            vacated=lambda project_id, job: self.vacated.append((project_id, job)),
         )
         self.let_go = threading.Event()
         self.begun = threading.Semaphore(0)
@@ -67,7 +69,7 @@ async def test_a_plain_function_runs_in_a_worker_thread(bench: Bench) -> None:
 
     recorder = Recorder()
     bench.executor.start(attempt(data=b'{"n":1}'), bench.job(job), recorder)
-    assert await recorder.output() == b'[1,1,"pilotage-job-1"]'
+    assert await recorder.output() == b'[1,1,"pilotage-worker-1"]'
     assert recorder.threads == {threading.get_ident()}
 
 
@@ -84,8 +86,8 @@ async def test_no_more_functions_run_at_a_time_than_there_are_threads(bench: Ben
 async def test_an_abandoned_thread_is_replaced_and_counted(bench: Bench) -> None:
     await bench.abandoned()
     await bench.abandoned()
-    assert bench.executor.occupied("job") == 2
-    assert bench.executor.occupied("other") == 0
+    assert bench.executor.occupied("p", "job") == 2
+    assert bench.executor.occupied("p", "other") == 0
     assert bench.executor.abandoned_threads == 2
     assert bench.executor.held_back("job") is None
     _, recorder = bench.start(bench.job(lambda: 1))
@@ -97,8 +99,10 @@ async def test_the_result_of_an_abandoned_thread_is_ignored_and_its_slot_given_b
 ) -> None:
     order, recorder = await bench.stuck()
     bench.executor.stop(order.key, timed_out=True)
+    assert bench.vacated == []
     bench.let_go.set()
-    await wait_until(lambda: bench.executor.occupied("job") == 0, "the slot came free")
+    await wait_until(lambda: bench.vacated == [("p", "job")], "the slot came free")
+    assert bench.executor.occupied("p", "job") == 0
     assert recorder.reports == []
 
 
@@ -113,7 +117,7 @@ async def test_a_function_sees_that_it_was_told_to_stop(bench: Bench) -> None:
     order, _ = bench.start(bench.job(job))
     await wait_until(begun.is_set, "the function has begun")
     bench.executor.stop(order.key, timed_out=False)
-    await wait_until(lambda: bench.executor.occupied("job") == 0, "the function ended")
+    await wait_until(lambda: bench.executor.occupied("p", "job") == 0, "the function ended")
     assert seen == [True]
 
 
@@ -174,7 +178,7 @@ async def test_a_held_back_attempt_can_be_stopped(bench: Bench) -> None:
 
 async def test_replaced_threads_end_when_the_abandoned_come_back(bench: Bench) -> None:
     def alive() -> int:
-        return sum(t.name.startswith("pilotage-job-") for t in threading.enumerate())
+        return sum(t.name.startswith("pilotage-worker-") for t in threading.enumerate())
 
     for _ in range(3):
         await bench.abandoned()
@@ -192,7 +196,7 @@ async def test_closing_reports_nothing_and_ends_idle_threads() -> None:
     await bench.executor.aclose()
     bench.let_go.set()
     await wait_until(
-        lambda: not any(t.name.startswith("pilotage-job-") for t in threading.enumerate()),
+        lambda: not any(t.name.startswith("pilotage-worker-") for t in threading.enumerate()),
         "all threads ended",
     )
     assert recorder.reports == queued.reports == []

@@ -66,7 +66,7 @@ def test_202_is_accepted_whatever_it_carries() -> None:
 def test_an_answer_that_cannot_be_read_is_final(given: Answer) -> None:
     outcome = failed(given)
     assert outcome.final
-    assert outcome.error_class == "BadAnswer"
+    assert outcome.error_class == "bad_answer"
 
 
 def test_an_answer_that_is_too_large_is_final_and_says_by_how_much() -> None:
@@ -78,7 +78,7 @@ def test_an_answer_that_is_too_large_is_final_and_says_by_how_much() -> None:
 
 def test_text_that_grows_too_large_as_json_is_final() -> None:
     given = answer(200, b"\x01" * 400_000, "text/plain")
-    assert failed(given).error_class == "OutputTooLarge"
+    assert failed(given).error_class == "output_too_large"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413, 422, 451])
@@ -101,7 +101,7 @@ def test_a_failure_shows_the_beginning_of_the_answer() -> None:
     outcome = failed(answer(500, b"database on fire\n" + b"x" * 10_000, "text/plain"))
     assert outcome.error.startswith("the endpoint answered 500: database on fire")
     assert len(outcome.error) < 1000
-    assert outcome.error_class == "HTTP 500"
+    assert outcome.error_class == "http_500"
 
 
 def test_bytes_that_are_no_text_do_not_spoil_the_error() -> None:
@@ -149,5 +149,5 @@ def test_a_transform_of_an_empty_answer_sees_null() -> None:
 def test_a_transform_that_fails_is_final(transform: str) -> None:
     outcome = failed(answer(200, b"{}"), transform)
     assert outcome.final
-    assert outcome.error_class == "OutputTransform"
+    assert outcome.error_class == "output_transform"
     assert outcome.error.startswith("output_transform: ")

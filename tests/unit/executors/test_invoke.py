@@ -105,7 +105,7 @@ def test_a_large_value_may_be_made_small_by_the_transform() -> None:
 
 
 def test_a_transform_that_fails_is_final() -> None:
-    assert failed(dict, transform="keys(`1`)").final
+    assert failed(lambda: 1, transform="keys(@)").final
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_an_input_that_does_not_fit_is_final_and_names_the_place() -> None:
 
     outcome = failed(job, b'{"items":[{"count":1},{"count":"two"}]}')
     assert outcome.final
-    assert outcome.error_class == "InputMismatch"
+    assert outcome.error_class == "input_mismatch"
     assert "job 'job'" in outcome.error
     assert "`$.items[1].count`" in outcome.error
 

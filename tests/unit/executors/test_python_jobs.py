@@ -181,18 +181,18 @@ def takes_rest(*args: Any, **kwargs: Any) -> Any:
     return args, kwargs
 
 
-@pytest.mark.parametrize(
-    ("function", "data", "result"),
-    [
-        (takes_struct, b'{"order_id":1,"parent_outputs":{}}', Order(order_id=1)),
-        (takes_dataclass, b'{"sku":"a","count":2}', Line("a", 2)),
-        (takes_typed_dict, b'{"weight":1.5}', {"weight": 1.5}),
-        (takes_nothing, b"{}", "nothing"),
-        (takes_anything, b'{"a":[1]}', {"a": [1]}),
-        (takes_defaults, b"{}", ({}, 2)),
-        (takes_rest, b"{}", ((), {})),
-    ],
-)
+CALLS: list[tuple[Any, bytes, Any]] = [
+    (takes_struct, b'{"order_id":1,"parent_outputs":{}}', Order(order_id=1)),
+    (takes_dataclass, b'{"sku":"a","count":2}', Line("a", 2)),
+    (takes_typed_dict, b'{"weight":1.5}', {"weight": 1.5}),
+    (takes_nothing, b"{}", "nothing"),
+    (takes_anything, b'{"a":[1]}', {"a": [1]}),
+    (takes_defaults, b"{}", ({}, 2)),
+    (takes_rest, b"{}", ((), {})),
+]
+
+
+@pytest.mark.parametrize(("function", "data", "result"), CALLS)
 def test_the_input_is_decoded_as_the_type_hint_says(
     function: Any, data: bytes, result: Any
 ) -> None:
