@@ -360,6 +360,8 @@ async def test_a_reopened_run_is_in_parts_again(world: World) -> None:
 async def test_a_write_that_lacks_what_it_needs_is_stale(world: World) -> None:
     life = Life(1)
     assert await world.commit(changed(life.write(), head=None)) is Verdict.STALE
+    assert await world.commit(changed(Life(1).write(COMPLETED), blob=None)) is Verdict.STALE
+    assert await world.store.load_runs([life.id]) == [None]
     life = Life(1)
     await world.put(life.write())
     before = await world.contents()

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from pilotage.persistence.port import FencedError, LeaseHeldError, StoreUnavailableError, Verdict
+from pilotage.persistence.redis_store import RedisStore
 from tests.contract.store.building import Life
-from tests.contract.store.worlds import OWNER, World
+from tests.contract.store.worlds import OWNER, RedisWorld, World
 from tests.support.waiting import wait_until
 
 LEASE_SECS = 0.2
@@ -96,6 +97,19 @@ async def test_release_leaves_a_lease_of_others_alone(world: World) -> None:
     started = time.monotonic()
     await (await world.another_store()).acquire("second", 60.0)
     assert time.monotonic() - started >= LEASE_SECS * 0.9
+
+
+async def test_who_owns_the_server_need_not_wait_for_the_lease_of_a_dead_user(
+    redis_world: RedisWorld,
+) -> None:
+    other = RedisStore(redis_world.url)
+    await other.open()
+    await other.forget_lease()
+    assert await redis_world.lease_is_free()
+    fence = await other.acquire("second", 60.0)
+    assert fence == redis_world.fence + 1
+    assert await redis_world.commit(Life(1).write()) is Verdict.FENCED
+    await other.close()
 
 
 async def test_a_store_that_is_not_open_is_unavailable(world: World) -> None:
