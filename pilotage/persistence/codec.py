@@ -44,8 +44,8 @@ _NAMES: Final = {
     _HISTORY: "history item",
     _RECORD: "record",
 }
-# Measured on finished runs of 5 steps: level 1 takes 30 µs and saves 30 to 60 %; level 6 takes
-# twice as long for 2 % more.
+# Measured on finished runs of 5, 40 and 500 steps: level 1 takes 30, 60 and 800 µs and saves half
+# to two thirds; level 6 saves 1 to 5 % more and takes up to eight times as long.
 _ZLIB_LEVEL: Final = 1
 _LENGTHS: Final = 8
 """Two big endian numbers of four bytes before the parts: length of the vitals, of the head."""
