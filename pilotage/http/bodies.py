@@ -59,11 +59,7 @@ async def read_body(request: AnyRequest, limit: int = LIMIT) -> bytes:
 
 
 def _too_large(limit: int) -> HttpError:
-    return HttpError(
-        413,
-        f"the body is larger than {limit} bytes",
-        headers={"Connection": "close"},
-    )
+    return HttpError(413, f"the body is larger than {limit} bytes")
 
 
 async def read_json(request: AnyRequest, limit: int = LIMIT) -> Any:

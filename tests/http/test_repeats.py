@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from pilotage.persistence.memory import MemoryServer, MemoryStore
+from tests.http.conftest import (
+    ADMIN_KEY,
+    PROJECT,
+    Server,
+    StartServer,
+    approval,
+    define,
+    job,
+    read_step,
+    trigger,
+    wait_status,
+)
+
+KEY = {"Idempotency-Key": "k-1"}
+
+
+async def test_a_repeated_trigger_answers_the_first_run(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate")])
+    first = await client.post("/v1/workflows/w/trigger", json={"payload": {"a": 1, "b": 2}},
+                              headers=KEY)  # fmt: skip
+    again = await client.post("/v1/workflows/w/trigger", json={"payload": {"b": 2, "a": 1}},
+                              headers=KEY)  # fmt: skip
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["location"] == first.headers["location"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    runs = (await client.get("/v1/workflow-runs")).json()["data"]
+    assert len(runs) == 1
+
+
+async def test_the_other_name_of_the_header_is_the_same(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate")])
+    first = await client.post("/v1/workflows/w/trigger", headers=KEY)
+    again = await client.post(
+        "/v1/workflows/w/trigger", headers={"X-Idempotency-Key": "k-1"}, json={}
+    )
+    assert again.json()["id"] == first.json()["id"]
+
+
+async def test_the_same_key_with_another_request_is_422(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate")])
+    await client.post("/v1/workflows/w/trigger", json={"payload": 1}, headers=KEY)
+    other = await client.post("/v1/workflows/w/trigger", json={"payload": 2}, headers=KEY)
+    assert other.status_code == 422
+    assert "Idempotency-Key" in other.json()["error"]["details"][0]
+
+
+async def test_a_key_belongs_to_path_and_project(server: Server, client: httpx.AsyncClient) -> None:
+    rival = await server.member(project="rival", name="rival")
+    runs: set[str] = set()
+    for who in (client, rival):
+        for slug in ("w", "v"):
+            await define(who, slug, [approval("gate")])
+            made = await who.post(f"/v1/workflows/{slug}/trigger", headers=KEY)
+            assert made.status_code == 201
+            runs.add(made.json()["id"])
+    assert len(runs) == 4
+
+
+async def test_a_key_that_is_too_long_is_422(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate")])
+    for length, status in ((256, 201), (257, 422)):
+        answer = await client.post(
+            "/v1/workflows/w/trigger", headers={"Idempotency-Key": "x" * length}
+        )
+        assert answer.status_code == status
+
+
+async def test_a_refused_request_is_not_remembered(
+    server: Server, client: httpx.AsyncClient
+) -> None:
+    await define(client, "w", [job("a", "flaky")])
+    run_id = (await trigger(client, "w"))["id"]
+    await wait_status(client, run_id, "failed")
+    path = f"/v1/workflow-runs/{run_id}/pause"
+    assert (await client.post(path, headers=KEY)).status_code == 409
+    await client.post(f"/v1/workflow-runs/{run_id}/steps/a/replay-subtree")
+    server.latch.failing = False
+    answer = await client.post(path, headers=KEY)
+    assert "idempotency-replayed" not in answer.headers
+
+
+async def test_a_repeated_command_answers_alike(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate"), approval("other")])
+    run_id = (await trigger(client, "w"))["id"]
+    base = f"/v1/workflow-runs/{run_id}"
+    for path, body in (
+        ("pause", {}),
+        ("resume", {}),
+        ("pin", {}),
+        ("unpin", {}),
+        ("steps/gate/approve", {"comment": "x"}),
+        ("steps/other/force-complete", {"result": 1}),
+    ):
+        first = await client.post(f"{base}/{path}", json=body, headers=KEY)
+        again = await client.post(f"{base}/{path}", json=body, headers=KEY)
+        assert (first.status_code, again.status_code) == (204, 204), path
+        assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_a_repeated_retry_of_a_step_starts_one_attempt(
+    server: Server, client: httpx.AsyncClient
+) -> None:
+    await define(client, "w", [job("a", "flaky")])
+    run_id = (await trigger(client, "w"))["id"]
+    await wait_status(client, run_id, "failed")
+    path = f"/v1/workflow-runs/{run_id}/steps/a/retry"
+    for _ in range(2):
+        answer = await client.post(path, headers=KEY)
+        assert answer.json()["step_run"]["attempt"] == 2
+        await wait_status(client, run_id, "failed")
+    assert (await read_step(client, run_id, "a"))["attempt"] == 2
+
+
+async def test_a_repeated_bulk_replay_makes_no_second_run(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [job("a")])
+    run_id = (await trigger(client, "w"))["id"]
+    await wait_status(client, run_id, "completed")
+    body = {"workflow_run_ids": [run_id]}
+    first = await client.post("/v1/workflow-runs/bulk-replay", json=body, headers=KEY)
+    again = await client.post("/v1/workflow-runs/bulk-replay", json=body, headers=KEY)
+    assert first.json() == again.json()
+
+
+async def test_a_dry_run_is_not_remembered(server: Server, client: httpx.AsyncClient) -> None:
+    await define(client, "w", [job("a", "flaky")])
+    run_id = (await trigger(client, "w"))["id"]
+    await wait_status(client, run_id, "failed")
+    path = f"/v1/workflow-runs/{run_id}/retry"
+    dry = await client.post(path, params={"dry_run": "true"}, headers=KEY)
+    assert dry.status_code == 200
+    assert (await client.post(path, headers=KEY)).status_code == 201
+
+
+async def test_the_first_request_in_progress_is_409(
+    server: Server, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await define(client, "w", [approval("gate")])
+    entered, go_on = asyncio.Event(), asyncio.Event()
+    trigger_of = server.runtime.gateway.trigger
+
+    async def slow(*args: object, **kwargs: object) -> object:
+        entered.set()
+        await go_on.wait()
+        return await trigger_of(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(server.runtime.gateway, "trigger", slow)
+    first = asyncio.create_task(client.post("/v1/workflows/w/trigger", headers=KEY))
+    await entered.wait()
+    refused = await client.post("/v1/workflows/w/trigger", headers=KEY)
+    assert refused.status_code == 409
+    assert "in progress" in refused.json()["message"]
+    go_on.set()
+    assert (await first).status_code == 201
+    again = await client.post("/v1/workflows/w/trigger", headers=KEY)
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_an_answer_is_remembered_across_restarts(start_server: StartServer) -> None:
+    contents = MemoryServer()
+    first_server = await start_server(MemoryStore(contents))
+    admin = {"X-Project-Id": PROJECT, **KEY}
+    client = first_server.client(ADMIN_KEY, **admin)
+    made = await client.post("/v1/workflows", json={"slug": "w", "steps": [approval("gate")]})
+    run = await client.post("/v1/workflows/w/trigger")
+    await first_server.runtime.store.release(first_server.runtime.owner, 1)
+    second_server = await start_server(MemoryStore(contents))
+    client = second_server.client(ADMIN_KEY, **admin)
+    again = await client.post("/v1/workflows", json={"slug": "w", "steps": [approval("gate")]})
+    assert again.json()["id"] == made.json()["id"]
+    run_again = await client.post("/v1/workflows/w/trigger")
+    assert run_again.json()["id"] == run.json()["id"]
+
+
+async def test_a_large_answer_is_given_again_too(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate")])
+    body = {"payload": "x" * 20_000}
+    first = await client.post("/v1/workflows/w/trigger", json=body, headers=KEY)
+    again = await client.post("/v1/workflows/w/trigger", json=body, headers=KEY)
+    assert again.json()["payload"] == first.json()["payload"]
+    run_id = first.json()["id"]
+    path = f"/v1/workflow-runs/{run_id}/pause"
+    for _ in range(2):
+        answer = await client.post(path, headers={**KEY, "Prefer": "return=representation"})
+        assert answer.json()["status"] == "paused"

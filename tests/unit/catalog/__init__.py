@@ -1,0 +1,1 @@
+"""The catalog: definitions and keys, over the store in memory."""
