@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from pilotage.actors.executors.handover import Handover
 from pilotage.actors.executors.invoke import call_async
+from pilotage.actors.executors.port import Failed
 from pilotage.actors.executors.running import Running
 
 BLOCKED_SECS = 1.0
@@ -49,8 +50,12 @@ class JobLoop:
 
     def start(self, running: Running) -> None:
         """Called on the actors' loop."""
-        orders = self._orders or self._open()
-        orders.post((running, True))
+        try:
+            orders = self._orders or self._open()
+        except (RuntimeError, OSError) as error:  # no thread, no file descriptors left
+            running.emit(Failed(f"the job loop cannot be started: {error}", "no_resources"))
+        else:
+            orders.post((running, True))
 
     def stop(self, running: Running) -> None:
         """Called on the actors' loop: cancel the task at its next await."""
@@ -71,13 +76,18 @@ class JobLoop:
     # --- in the job loop's thread ---------------------------------------------------------------
 
     def _open(self) -> Handover[tuple[Running, bool]]:
-        loop = self._loop = self._loop_factory()
-        self._orders = Handover(loop, self._take)
-        self._watch = Watchdog(loop, self._blocked_secs, lambda: bool(self._tasks))
-        self._thread = threading.Thread(
-            target=self._run, args=(loop, self._watch), name="pilotage-job-loop", daemon=True
+        loop = self._loop_factory()
+        watch = Watchdog(loop, self._blocked_secs, lambda: bool(self._tasks))
+        thread = threading.Thread(
+            target=self._run, args=(loop, watch), name="pilotage-job-loop", daemon=True
         )
-        self._thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            loop.close()
+            raise
+        self._loop, self._watch, self._thread = loop, watch, thread
+        self._orders = Handover(loop, self._take)
         return self._orders
 
     def _run(self, loop: asyncio.AbstractEventLoop, watch: Watchdog) -> None:
@@ -143,7 +153,10 @@ class Watchdog:
 
     def open(self, thread_id: int) -> None:
         self._thread_id = thread_id
-        threading.Thread(target=self._run, name="pilotage-job-watchdog", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="pilotage-job-watchdog", daemon=True).start()
+        except RuntimeError as error:
+            _LOG.warning("jobs that block the job loop will not be named: %s", error)
 
     def wake(self) -> None:
         """There is a job now. Called on the loop."""

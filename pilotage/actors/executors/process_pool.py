@@ -124,11 +124,11 @@ class ProcessPool:
         """The life of one worker process, from its start to its reaping."""
         try:
             worker = await self._spawn()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no process, descriptors or threads left
             self._starting -= 1
             if self._queue:
                 running, _ = self._queue.popitem(last=False)
-                running.emit(Failed(f"no worker process can be started: {error}", "worker_process"))
+                running.emit(Failed(f"no worker process can be started: {error}", "no_resources"))
             self._dispatch()
             return
         self._starting -= 1
@@ -169,16 +169,16 @@ class ProcessPool:
             self._dispatch()
 
     async def _spawn(self) -> _Worker:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
         try:
             process = await asyncio.get_running_loop().run_in_executor(None, _start, theirs)
-        except OSError:
+        except (OSError, RuntimeError):
             ours.close()
             raise
         finally:
             theirs.close()
         ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
         return _Worker(process, reader, writer)
 
 

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from pilotage.actors.executors.invoke import call
-from pilotage.actors.executors.port import Completed
+from pilotage.actors.executors.port import Completed, Failed
 from pilotage.actors.executors.running import Running
 
 MAX_THREADS = 32
@@ -119,12 +119,24 @@ class ThreadPool:
                 self._held.setdefault(running.attempt.job, {})[running] = None
                 continue
             self._busy.add(running)
-            if self._threads < len(self._busy) + len(self._abandoned):
-                self._threads += 1
-                threading.Thread(
-                    target=self._serve, name=f"pilotage-worker-{self._threads}", daemon=True
-                ).start()
-            self._work.put(running)
+            wanted = len(self._busy) + len(self._abandoned)
+            if self._threads >= wanted or self._add_thread():
+                self._work.put(running)
+            elif self._threads > len(self._abandoned):
+                self._work.put(running)  # one of those that there are takes it later
+            else:
+                self._busy.remove(running)
+                running.emit(Failed("no worker thread can be started", "no_resources"))
+
+    def _add_thread(self) -> bool:
+        """False when the system gives us no more."""
+        name = f"pilotage-worker-{self._threads + 1}"
+        try:
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError:
+            return False
+        self._threads += 1
+        return True
 
     def _release_held(self) -> None:
         """Back to the head of the queue, in their order, whose job may go on."""

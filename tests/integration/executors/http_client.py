@@ -26,6 +26,7 @@ class Client:
         self,
         *,
         allow_private_endpoints: bool = True,
+        connect_timeout_secs: float = 10.0,
         names: Names | None = None,
         call_later: CallLater | None = None,
     ) -> None:
@@ -33,7 +34,10 @@ class Client:
         self.executor = HttpExecutor(
             TOKENS,
             self.clock,
-            HttpSettings(allow_private_endpoints=allow_private_endpoints),
+            HttpSettings(
+                allow_private_endpoints=allow_private_endpoints,
+                connect_timeout_secs=connect_timeout_secs,
+            ),
             resolver=names,
             call_later=call_later,
         )

@@ -255,6 +255,8 @@ async def test_abandoned_threads_hold_slots_of_their_job(bench: Bench) -> None:
     await wait_until(begun.is_set, "the function has begun")
     bench.port.stop(*order.key, timed_out=True)
     assert bench.executors.occupied("p", "stuck") == 1
+    assert bench.executors.occupied("other project", "stuck") == 0
+    assert bench.executors.abandoned_threads == 1
     assert bench.executors.held_back("stuck") is None
     assert bench.executors.held_back("unknown") is None
     let_go.set()

@@ -67,3 +67,19 @@ async def test_the_peer_of_a_connection_is_looked_at_before_it_is_used(
     failed = await guarded.post(f"http://127.0.0.1:{peer.port}/").failed()
     assert (failed.final, failed.error_class) == (True, "address_refused")
     assert not peer.requests
+
+
+async def test_what_the_rules_allow_is_reached_through_all_guards(
+    guarded: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+
+    def allow(address: str) -> None:
+        looked_at.append(address)
+
+    monkeypatch.setattr("pilotage.actors.executors.addresses.refusal", allow)
+    for _ in range(2):
+        assert await guarded.post(f"http://inside:{peer.port}/").output() == b'{"ok":true}'
+    assert len(peer.connections) == 1
+    # Name, socket and connection; and for the second request the pooled connection again.
+    assert looked_at == ["127.0.0.1"] * 4

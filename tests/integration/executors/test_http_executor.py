@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 import hmac
+import socket
 import threading
 from typing import Any
 
@@ -277,6 +278,22 @@ async def test_an_endpoint_that_stalls_is_given_up_on_in_the_end(
     failed = await client.post(peer.url, timeout_secs=0.05).failed()
     assert (failed.final, failed.error) == (False, "timed out after 0.05 s")
     stall.set()
+
+
+async def test_an_endpoint_that_takes_no_connection_counts_as_unreachable() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        callers = [socket.socket() for _ in range(4)]  # more than the backlog takes
+        for caller in callers:
+            caller.setblocking(False)
+            caller.connect_ex(deaf.getsockname())
+        client = Client(connect_timeout_secs=0.05)
+        failed = await client.post(f"http://127.0.0.1:{deaf.getsockname()[1]}/").failed()
+        assert (failed.final, failed.error_class) == (False, "connect_timeout")
+        await client.executor.aclose()
+        for caller in callers:
+            caller.close()
 
 
 async def test_stopping_closes_the_connection_and_reports_nothing(

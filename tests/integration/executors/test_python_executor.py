@@ -285,6 +285,21 @@ async def test_many_jobs_run_at_the_same_time(begin: Begin) -> None:
     assert {await recorder.output() for recorder in recorders} == {b"500"}
 
 
+async def test_many_inline_calls_leave_turns_to_others(begin: Begin) -> None:
+    done = 0
+
+    def job() -> None:
+        nonlocal done
+        done += 1
+
+    recorders = [begin(job, inline=True, fields={"step": i}) for i in range(150)]
+    await asyncio.sleep(0)
+    assert 0 < done < 150
+    for recorder in recorders:
+        await recorder.over()
+    assert done == 150
+
+
 async def test_closing_cancels_what_runs_and_ends_the_job_loop() -> None:
     executor = PythonExecutor()
     begun = threading.Event()

@@ -84,6 +84,10 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
     assert found.policy().timeout_secs == 30
 
 
+def test_a_job_can_be_called_like_its_function() -> None:
+    assert JobRegistry().register(one)(5) == 5
+
+
 def test_the_policy_is_a_job_spec_with_the_defaults_of_the_api() -> None:
     assert JobRegistry().register(one).spec == JobSpec(execution_mode=ExecutionMode.PYTHON)
     spec = (
