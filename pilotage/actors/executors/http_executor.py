@@ -52,12 +52,13 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Request:
-    """Handed through aiohttp's tracing: whether the request went out on a pooled connection."""
+    """Handed through aiohttp's tracing: on a pooled connection, and whether anything went out."""
 
-    __slots__ = ("reused",)
+    __slots__ = ("reused", "sent")
 
     def __init__(self) -> None:
         self.reused = False
+        self.sent = False
 
 
 class HttpExecutor:
@@ -165,8 +166,9 @@ class HttpExecutor:
         return await self._judged(answer, attempt.output_transform)
 
     async def _exchange(self, attempt: Attempt, job: JobSpec, url: URL) -> Answer:
-        """Post and read. A pooled connection on which the server has just hung up is no failure of
-        the job: the request goes out again, on another one.
+        """Post and read. A pooled connection that is found closed before anything was written is
+        no failure of the job: the request goes out on another one. Once a byte of it is out it is
+        never sent again: the job may have begun, and whether to repeat it is the policy's to say.
         """
         session = self._session or self._open()
         headers = self._headers(attempt, job)
@@ -187,7 +189,7 @@ class HttpExecutor:
                 ) as response:
                     return await _read(response)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if last or not request.reused:
+                if last or request.sent or not request.reused:
                     raise
         raise AssertionError("the last try returns or raises")
 
@@ -238,6 +240,7 @@ class HttpExecutor:
             )
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
+        trace.on_request_headers_sent.append(_note_sent)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),  # no job learns what another was given
@@ -257,6 +260,12 @@ async def _note_reuse(
     _session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceConnectionReuseconnParams
 ) -> None:
     context.trace_request_ctx.reused = True
+
+
+async def _note_sent(
+    _session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    context.trace_request_ctx.sent = True
 
 
 async def _read(response: aiohttp.ClientResponse) -> Answer:
