@@ -7,11 +7,15 @@ from the runs when the process starts, before the first slot is granted (`open`)
 
 All on the actors' loop; nothing here waits. A slot is never given twice and never left unused
 while somebody waits for it: each release and each change of a limit passes slots on at once.
+
+A slot that was passed on is held from that instant, though the run learns of it later. What a run
+says meanwhile (the same request again after a restart, a withdrawal) is told apart by the time
+since which it waits, which names the request.
 """
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable
 
 import msgspec
@@ -23,32 +27,49 @@ JobKey = tuple[str, str]
 
 
 class _RunPool:
-    """Slots of one workflow."""
+    """Slots of one workflow. `holders`: run id -> since when it had waited, None if it had not.
+
+    `limit` None: not known yet, as if there were none.
+    """
 
     __slots__ = ("held", "holders", "limit", "queue", "since")
 
     def __init__(self) -> None:
-        self.limit = 0
-        self.holders: set[str] = set()
+        self.limit: int | None = None
+        self.holders: dict[str, int | None] = {}
         self.queue: list[tuple[int, str]] = []
         self.since: dict[str, int] = {}
         self.held: set[str] = set()
 
     @property
     def room(self) -> bool:
-        return self.limit <= 0 or len(self.holders) < self.limit
+        return not self.limit or len(self.holders) < self.limit
+
+    def leave_queue(self, run_id: str) -> None:
+        since = self.since.pop(run_id, None)
+        self.held.discard(run_id)
+        if since is not None:
+            del self.queue[bisect_left(self.queue, (since, run_id))]
 
 
 class _JobPool:
-    """Slots of one job."""
+    """Slots of one job. `holders`: (run, step) -> since when it had waited, None if unknown.
+
+    `limit` None: not known yet; nobody is granted anything.
+    """
 
     __slots__ = ("holders", "limit", "queue", "since")
 
     def __init__(self) -> None:
         self.limit: int | None = None
-        self.holders: set[StepKey] = set()
+        self.holders: dict[StepKey, int | None] = {}
         self.queue: list[tuple[int, str, int]] = []
         self.since: dict[StepKey, int] = {}
+
+    def leave_queue(self, key: StepKey) -> None:
+        since = self.since.pop(key, None)
+        if since is not None:
+            del self.queue[bisect_left(self.queue, (since, *key))]
 
 
 class QueuePlace(msgspec.Struct, frozen=True):
@@ -60,15 +81,15 @@ class QueuePlace(msgspec.Struct, frozen=True):
 
 
 class Admission:
-    """`admit(run_id)` and `grant(run_id, step)` tell the run; it answers through `run_ended`,
-    `decline_run`, `release_step`. `limit_of(job)` looks a job's limit up and calls `set_job_limit`.
+    """`admit(workflow_id, run_id)` and `grant(job, run_id, step, since_ms)` tell the run;
+    `limit_of(job)` looks a job's limit up and calls `know_job_limit`.
     """
 
     def __init__(
         self,
         *,
-        admit: Callable[[str], None],
-        grant: Callable[[str, int], None],
+        admit: Callable[[str, str], None],
+        grant: Callable[[JobKey, str, int, int], None],
         limit_of: Callable[[JobKey], None],
     ) -> None:
         self._admit = admit
@@ -88,25 +109,29 @@ class Admission:
 
     # --- slots of workflows --------------------------------------------------------------------
 
-    def set_run_limit(self, workflow_id: str, limit: int) -> None:
+    def knows_run_limit(self, workflow_id: str) -> bool:
         pool = self._runs.get(workflow_id)
-        if pool is None:
-            if limit <= 0:
-                return
-            pool = self._runs[workflow_id] = _RunPool()
-        pool.limit = limit
+        return pool is not None and pool.limit is not None
+
+    def know_run_limit(self, workflow_id: str, limit: int) -> None:
+        """What was looked up; a limit that was set meanwhile is newer and stays."""
+        if not self.knows_run_limit(workflow_id):
+            self.set_run_limit(workflow_id, limit)
+
+    def set_run_limit(self, workflow_id: str, limit: int) -> None:
+        """0 means no limit."""
+        self._run_pool(workflow_id).limit = limit
         self._pump_runs(workflow_id)
 
     def take_run_slot(self, workflow_id: str, run_id: str) -> bool:
         """Take a slot now if one is free and nobody waits for it. Holding one already is True."""
-        pool = self._runs.get(workflow_id)
-        if pool is None:
-            pool = self._runs[workflow_id] = _RunPool()
+        pool = self._run_pool(workflow_id)
         if run_id in pool.holders:
             return True
         if not pool.room or len(pool.since) > len(pool.held) or not self._open:
             return False
-        pool.holders.add(run_id)
+        pool.leave_queue(run_id)
+        pool.holders[run_id] = None
         return True
 
     def run_slot_free(self, workflow_id: str) -> bool:
@@ -114,29 +139,44 @@ class Admission:
         pool = self._runs.get(workflow_id)
         return pool is None or (pool.room and len(pool.since) <= len(pool.held))
 
+    def holds_run_slot(self, workflow_id: str, run_id: str) -> bool:
+        pool = self._runs.get(workflow_id)
+        return pool is not None and run_id in pool.holders
+
     def hold_run_slot(self, workflow_id: str, run_id: str) -> None:
         """The run holds a slot, whatever the limit says now (rebuilding)."""
-        self._runs.setdefault(workflow_id, _RunPool()).holders.add(run_id)
+        pool = self._run_pool(workflow_id)
+        pool.leave_queue(run_id)
+        pool.holders.setdefault(run_id, None)
 
     def queue_run(self, workflow_id: str, run_id: str, since_ms: int, *, held: bool) -> None:
         """Wait for a slot; `held` keeps the place without being admitted."""
-        pool = self._runs.setdefault(workflow_id, _RunPool())
-        self._leave_queue(pool, run_id)
+        pool = self._run_pool(workflow_id)
         if run_id in pool.holders:
-            pool.holders.discard(run_id)
+            if pool.holders[run_id] == since_ms and not held:
+                return  # passed on to it already; it is about to learn of it
+            del pool.holders[run_id]
+        pool.leave_queue(run_id)
         pool.since[run_id] = since_ms
         insort(pool.queue, (since_ms, run_id))
         if held:
             pool.held.add(run_id)
         self._pump_runs(workflow_id)
 
+    def decline_run(self, workflow_id: str, run_id: str) -> None:
+        """The run was passed a slot and has no use for it; its place in the queue stays."""
+        pool = self._runs.get(workflow_id)
+        if pool is not None and pool.holders.get(run_id) is not None:
+            del pool.holders[run_id]
+            self._pump_runs(workflow_id)
+
     def release_run(self, workflow_id: str, run_id: str) -> None:
         """The run needs neither slot nor place any more."""
         pool = self._runs.get(workflow_id)
         if pool is None:
             return
-        pool.holders.discard(run_id)
-        self._leave_queue(pool, run_id)
+        pool.holders.pop(run_id, None)
+        pool.leave_queue(run_id)
         self._pump_runs(workflow_id)
 
     def run_place(self, workflow_id: str, run_id: str) -> QueuePlace | None:
@@ -144,31 +184,32 @@ class Admission:
         since = None if pool is None else pool.since.get(run_id)
         if pool is None or since is None:
             return None
-        position = pool.queue.index((since, run_id)) + 1
-        return QueuePlace(position, len(pool.holders), pool.limit)
+        position = bisect_left(pool.queue, (since, run_id)) + 1
+        return QueuePlace(position, len(pool.holders), pool.limit or 0)
 
-    def _leave_queue(self, pool: _RunPool, run_id: str) -> None:
-        since = pool.since.pop(run_id, None)
-        pool.held.discard(run_id)
-        if since is not None:
-            pool.queue.remove((since, run_id))
+    def _run_pool(self, workflow_id: str) -> _RunPool:
+        pool = self._runs.get(workflow_id)
+        if pool is None:
+            pool = self._runs[workflow_id] = _RunPool()
+        return pool
 
     def _pump_runs(self, workflow_id: str) -> None:
         pool = self._runs[workflow_id]
-        while self._open and pool.room:
-            following = next((r for _, r in pool.queue if r not in pool.held), None)
-            if following is None:
-                break
-            self._leave_queue(pool, following)
-            pool.holders.add(following)
-            self._admit(following)
-        if not pool.holders and not pool.queue and pool.limit <= 0:
-            self._runs.pop(workflow_id, None)
+        while self._open and pool.room and len(pool.since) > len(pool.held):
+            since, following = next(entry for entry in pool.queue if entry[1] not in pool.held)
+            pool.leave_queue(following)
+            pool.holders[following] = since
+            self._admit(workflow_id, following)
 
     # --- slots of jobs -------------------------------------------------------------------------
 
+    def know_job_limit(self, job: JobKey, limit: int) -> None:
+        """What was looked up; a limit that was set meanwhile is newer and stays."""
+        if self._job_pool(job).limit is None:
+            self.set_job_limit(job, limit)
+
     def set_job_limit(self, job: JobKey, limit: int) -> None:
-        """0 means no limit."""
+        """0 means no limit. For a job nobody asked about yet it is looked up when needed."""
         pool = self._jobs.get(job)
         if pool is not None:
             pool.limit = limit
@@ -176,14 +217,22 @@ class Admission:
 
     def hold_job_slot(self, job: JobKey, run_id: str, step: int) -> None:
         """The attempt in progress holds a slot (rebuilding)."""
-        self._job_pool(job).holders.add((run_id, step))
+        pool = self._job_pool(job)
+        pool.leave_queue((run_id, step))
+        pool.holders.setdefault((run_id, step), None)
+
+    def holds_job_slot(self, job: JobKey, run_id: str, step: int, since_ms: int) -> bool:
+        """Whether the slot passed on to the request of `since_ms` is still held for it."""
+        pool = self._jobs.get(job)
+        return pool is not None and pool.holders.get((run_id, step)) == since_ms
 
     def request_step(self, job: JobKey, run_id: str, step: int, since_ms: int) -> None:
         pool = self._job_pool(job)
         key = (run_id, step)
-        if key in pool.since:
-            return
-        pool.holders.discard(key)  # a grant that was declined comes back with this request
+        if pool.since.get(key) == since_ms or pool.holders.get(key) == since_ms:
+            return  # asked again after a restart
+        pool.holders.pop(key, None)
+        pool.leave_queue(key)
         pool.since[key] = since_ms
         insort(pool.queue, (since_ms, run_id, step))
         self._pump_job(job)
@@ -193,30 +242,16 @@ class Admission:
         pool = self._jobs.get(job)
         if pool is None:
             return
-        key = (run_id, step)
-        pool.holders.discard(key)
-        since = pool.since.pop(key, None)
-        if since is not None:
-            pool.queue.remove((since, run_id, step))
+        pool.holders.pop((run_id, step), None)
+        pool.leave_queue((run_id, step))
         self._pump_job(job)
-        if not pool.holders and not pool.queue:
-            self._jobs.pop(job, None)
-
-    def return_grant(self, job: JobKey, run_id: str, step: int) -> None:
-        """A granted slot was not taken: it goes to the next. The run asks again when it has room;
-        if it has asked already, its new place in the queue stays.
-        """
-        pool = self._jobs.get(job)
-        if pool is not None:
-            pool.holders.discard((run_id, step))
-            self._pump_job(job)
 
     def step_place(self, job: JobKey, run_id: str, step: int) -> QueuePlace | None:
         pool = self._jobs.get(job)
         since = None if pool is None else pool.since.get((run_id, step))
         if pool is None or since is None:
             return None
-        position = pool.queue.index((since, run_id, step)) + 1
+        position = bisect_left(pool.queue, (since, run_id, step)) + 1
         return QueuePlace(position, len(pool.holders), pool.limit or 0)
 
     def _job_pool(self, job: JobKey) -> _JobPool:
@@ -227,11 +262,11 @@ class Admission:
         return pool
 
     def _pump_job(self, job: JobKey) -> None:
-        pool = self._jobs.get(job)
-        if pool is None or not self._open or pool.limit is None:
+        pool = self._jobs[job]
+        if not self._open or pool.limit is None:
             return
         while pool.queue and (pool.limit <= 0 or len(pool.holders) < pool.limit):
-            _, run_id, step = pool.queue.pop(0)
-            pool.since.pop((run_id, step), None)
-            pool.holders.add((run_id, step))
-            self._grant(run_id, step)
+            since, run_id, step = pool.queue.pop(0)
+            del pool.since[run_id, step]
+            pool.holders[run_id, step] = since
+            self._grant(job, run_id, step, since)

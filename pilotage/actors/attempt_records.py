@@ -34,8 +34,11 @@ class AttemptRecords:
     def __init__(self) -> None:
         self._open: dict[int, tuple[int, JobRunRecord]] = {}
 
-    def begin(self, effect: StartAttempt, now: int) -> JobRunRecord:
-        record = JobRunRecord(
+    def begin(
+        self, effect: StartAttempt, now: int, kept: JobRunRecord | None = None
+    ) -> JobRunRecord:
+        """`kept`: what the store has of the attempt (it was in progress at a crash)."""
+        record = kept or JobRunRecord(
             job=effect.job,
             status=JobRunStatus.EXECUTING,
             payload=shown_input(effect.input),

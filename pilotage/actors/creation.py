@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -38,7 +38,7 @@ class Creation:
         catalog: Catalog,
         supervisor: Supervisor,
         services: Services,
-        accepting: Callable[[], None],
+        accepting: Callable[[], Awaitable[None]],
     ) -> None:
         self._catalog = catalog
         self._supervisor = supervisor
@@ -62,7 +62,7 @@ class Creation:
         run_id: str | None = None,
     ) -> RunState:
         """Start a run of the workflow's newest version. `run_id`: a derived one (cron)."""
-        self._accepting()
+        await self._accepting()
         if not workflow.enabled:
             raise ConflictError(
                 f'workflow "{workflow.slug}" is disabled; enable it with PATCH {{"enabled": true}}'
@@ -122,30 +122,25 @@ class Creation:
         idempotency: Idempotency | None = None,
     ) -> RunState:
         head = command.head
-        admission = self._services.admission
         if not head.slotless:
-            admission.set_run_limit(head.workflow_id, limit)
-            if head.delay_until_ms is not None or command.held:
-                command = msgspec.structs.replace(command, slot=False)
-            else:
-                slot = admission.take_run_slot(head.workflow_id, head.id)
-                command = msgspec.structs.replace(command, slot=slot)
+            self._services.admission.know_run_limit(head.workflow_id, limit)
         message: object = command
         if idempotency is not None:
             record = idempotency.record(status=201, reference=head.id)
-            message = Remember(command=command, record=record)
-        try:
-            answer = await self._supervisor.create(graph, message, command)
-        except BaseException:
-            admission.release_run(head.workflow_id, head.id)
-            raise
+            message = Remember(command=command, record=lambda _: record)
+        answer = await self._supervisor.create(graph, message, command)
         return answer.state
 
     async def child(self, parent: RunState, effect: StartChild) -> None:
         """Create the child run of a step if it is absent (runs.md §7)."""
-        workflow = await self._catalog.workflow(parent.head.project_id, effect.workflow)
-        if not workflow.enabled:
-            raise ConflictError(f'workflow "{workflow.slug}" is disabled')
+        if self._supervisor.knows(effect.child_run_id):
+            return  # made before a crash: it reports by itself
+        try:
+            workflow = await self._enabled(parent.head.project_id, effect.workflow)
+        except (ConflictError, NotFoundError):
+            if await self._supervisor.state(effect.child_run_id) is None:
+                raise
+            return  # it was made, and is over, while the workflow was still to be had
         graph = await self._catalog.graph(workflow.version_id)
         ancestors = (*parent.head.ancestor_workflows, parent.head.workflow_id)
         base = await self._head(
@@ -172,7 +167,13 @@ class Creation:
         try:
             await self._create(graph, command, _limit(workflow))
         except AlreadyExistsError:
-            return  # made before a crash: it has been loaded and reports by itself
+            return  # made before a crash, and over: what it had to report is in its outbox
+
+    async def _enabled(self, project_id: str, name: str) -> Workflow:
+        workflow = await self._catalog.workflow(project_id, name)
+        if not workflow.enabled:
+            raise ConflictError(f'workflow "{workflow.slug}" is disabled')
+        return workflow
 
     async def again(
         self,
@@ -183,7 +184,7 @@ class Creation:
         idempotency: Idempotency | None = None,
     ) -> RunState:
         """A new run from a terminal one: a retry, or a replay of a completed run."""
-        self._accepting()
+        await self._accepting()
         command = self._again_command(state, actor, replay_completed=replay_completed)
         limit = await self._current_limit(state.head.workflow_id)
         return await self._create(state.graph, command, limit, idempotency)

@@ -1,7 +1,8 @@
 """Events: who is parked on which key, and events that came before anybody waited.
 
 The subscriptions are in memory, rebuilt from the runs at the start; an event is answered once
-every receiver has stored it. Events nobody waits for are kept in the store while they last.
+every receiver has stored it. Events nobody waits for are kept in the store while they last, and
+each goes to one step: a step that was given one and does not take it gives it back.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from pilotage.actors.errors import UnavailableError
-from pilotage.persistence.port import Store
+from pilotage.actors.kernel import Clock
+from pilotage.actors.messages import Answer
+from pilotage.persistence.port import Store, StoreError
 from pilotage.runtime.commands import EventReceived
-from pilotage.runtime.replies import Done, Reply
+from pilotage.runtime.inputs import normal
+from pilotage.runtime.replies import Done
+from pilotage.runtime.status import StepStatus
 
-Deliver = Callable[[str, EventReceived], Awaitable[Reply | None]]
+Deliver = Callable[[str, EventReceived], Awaitable[Answer | None]]
+"""Hands a command to a run; None if the run is gone, `UnavailableError` if it may come later."""
 
 
 class EventReceipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -28,14 +34,30 @@ class EventReceipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     expires_at_ms: int | None = None
 
 
-class EventHub:
-    """`deliver` hands a command to a run and gives the reply once it is stored."""
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """An event in the store, with what is needed to give it back."""
 
-    def __init__(self, store: Store, fence: Callable[[], int], deliver: Deliver) -> None:
+    event_id: str
+    expires_at_ms: int
+    payload: bytes | None = None
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(_Kept)
+
+
+class EventHub:
+    """`deliver` hands a command to a run and gives the answer once it is stored."""
+
+    def __init__(
+        self, store: Store, clock: Clock, fence: Callable[[], int], deliver: Deliver
+    ) -> None:
         self._store = store
+        self._clock = clock
         self._fence = fence
         self._deliver = deliver
         self._parked: dict[tuple[str, str], dict[tuple[str, int], int]] = {}
+        self._taking: set[str] = set()
 
     def park(self, project_id: str, key: str, run_id: str, step: int, attempt: int) -> None:
         self._parked.setdefault((project_id, key), {})[run_id, step] = attempt
@@ -52,10 +74,26 @@ class EventHub:
     ) -> None:
         """Give a step that has just parked the oldest event kept for its key, if there is one."""
         claimed_by = f"{run_id}/{step}/{attempt}"
-        data = await self._store.take_event(project_id, key, claimed_by, self._fence())
-        if data is not None:
-            command = EventReceived(step=step, attempt=attempt, payload=data or None, actor="event")
-            await self._deliver(run_id, command)
+        if claimed_by in self._taking:
+            return  # it would be given the same event twice
+        self._taking.add(claimed_by)
+        try:
+            data = await self._store.take_event(project_id, key, claimed_by, self._fence())
+            if data is not None:
+                kept = _DECODER.decode(data)
+                command = EventReceived(
+                    step=step, attempt=attempt, payload=kept.payload, actor="event"
+                )
+                answer = await self._deliver(run_id, command)
+                if not _took(answer, command):
+                    await self._give_back(project_id, key, kept)
+        finally:
+            self._taking.discard(claimed_by)
+
+    async def _give_back(self, project_id: str, key: str, kept: _Kept) -> None:
+        left_ms = kept.expires_at_ms - self._clock.now_ms()
+        if left_ms > 0:
+            await self._offer(project_id, key, kept, -(-left_ms // 1000))
 
     async def send(
         self,
@@ -69,27 +107,58 @@ class EventHub:
         now_ms: int,
     ) -> EventReceipt:
         """Complete every step parked on the key; with none, keep the event for `buffer_secs`."""
-        waiting = list(self._parked.get((project_id, key), {}).items())
-        replies = await asyncio.gather(
-            *(
-                self._deliver(
-                    run_id,
-                    EventReceived(step=step, attempt=attempt, payload=payload, actor=actor),
-                )
-                for (run_id, step), attempt in waiting
-            )
-        )
-        delivered = sum(isinstance(reply, Done) and reply.changed for reply in replies)
+        delivered = await self._to_all(project_id, key, payload, actor)
         if delivered or buffer_secs <= 0:
             return EventReceipt(event_key=key, delivered=delivered, buffered=False)
-        kept = await self._store.buffer_event(
-            project_id, key, event_id, payload or b"", buffer_secs, self._fence()
+        expires_at_ms = now_ms + buffer_secs * 1000
+        await self._offer(project_id, key, _Kept(event_id, expires_at_ms, payload), buffer_secs)
+        return EventReceipt(event_key=key, delivered=0, buffered=True, expires_at_ms=expires_at_ms)
+
+    async def _to_all(self, project_id: str, key: str, payload: bytes | None, actor: str) -> int:
+        """How many of the parked steps took it."""
+        waiting = list(self._parked.get((project_id, key), {}).items())
+        if not waiting:
+            return 0
+        commands = [
+            (run_id, EventReceived(step=step, attempt=attempt, payload=payload, actor=actor))
+            for (run_id, step), attempt in waiting
+        ]
+        answers = await asyncio.gather(
+            *(self._deliver(run_id, command) for run_id, command in commands),
+            return_exceptions=True,
         )
-        if not kept:
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return sum(
+            isinstance(answer, Answer) and isinstance(answer.result, Done) and answer.result.changed
+            for answer in answers
+        )
+
+    async def _offer(self, project_id: str, key: str, event: _Kept, secs: int) -> None:
+        """Keep the event, and give it to a step that has parked in the meantime."""
+        data = _ENCODER.encode(event)
+        try:
+            room = await self._store.buffer_event(
+                project_id, key, event.event_id, data, secs, self._fence()
+            )
+        except StoreError as error:
+            raise UnavailableError(f"the event could not be kept: {error}") from None
+        if not room:
             raise UnavailableError("the project has 10000 events waiting for a reader", 60)
         for (run_id, step), attempt in list(self._parked.get((project_id, key), {}).items())[:1]:
-            # it parked while the event was being stored, and found nothing
             await self.take_early(project_id, key, run_id, step, attempt)
-        return EventReceipt(
-            event_key=key, delivered=0, buffered=True, expires_at_ms=now_ms + buffer_secs * 1000
-        )
+
+
+def _took(answer: Answer | None, command: EventReceived) -> bool:
+    """Whether the step has the event, now or by an earlier delivery of the same."""
+    if answer is None:
+        return False
+    if isinstance(answer.result, Done):
+        return answer.result.changed
+    step = answer.state.step(command.step)
+    return (
+        step.attempt == command.attempt
+        and step.status is StepStatus.COMPLETED
+        and step.output == normal(command.payload)
+    )

@@ -7,11 +7,12 @@ run's actor with a deadline and turns refusals into `pilotage.actors.errors`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from pilotage.actors.admission import QueuePlace
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
 from pilotage.actors.catalog_model import Workflow
@@ -24,14 +25,15 @@ from pilotage.actors.errors import (
     NotFoundError,
     UnavailableError,
 )
-from pilotage.actors.event_hub import EventHub, EventReceipt
+from pilotage.actors.event_hub import EventReceipt
 from pilotage.actors.idempotency import Idempotency
-from pilotage.actors.job_runs import JobRunRecord, JobRunView, job_run_view
-from pilotage.actors.kernel import Clock
+from pilotage.actors.messages import Answer, MakeRecord, Remember
 from pilotage.actors.principal import Principal
+from pilotage.actors.quarantine import Quarantine
+from pilotage.actors.run_reader import RunReader
+from pilotage.actors.services import Services
 from pilotage.actors.supervisor import Supervisor
-from pilotage.persistence import codec
-from pilotage.persistence.port import RunQuery, Store, StoreUnavailableError
+from pilotage.persistence.port import IdempotencyRecord, Store, StoreUnavailableError
 from pilotage.runtime.commands import (
     ApproveStep,
     CancelRun,
@@ -45,17 +47,16 @@ from pilotage.runtime.commands import (
     RetryStep,
     SkipStep,
 )
-from pilotage.runtime.history import HistoryEntry
-from pilotage.runtime.ids import is_run_id, locate
 from pilotage.runtime.machine import Transition
 from pilotage.runtime.preview import Preview, preview
 from pilotage.runtime.replies import ResetSteps
 from pilotage.runtime.rules import Rejection, RejectionCode
 from pilotage.runtime.state import RunState
 from pilotage.runtime.validation import ParsedTrigger
-from pilotage.runtime.views import RunView, StepView, run_view, step_views
+from pilotage.runtime.views import RunView
 
-T = TypeVar("T")
+Body = Callable[[RunState], bytes | None]
+"""The answer's body, made from the state that the command led to."""
 
 
 class BulkItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,7 +75,7 @@ class Health(Protocol):
     def ready(self) -> bool: ...
 
 
-class Gateway:
+class Gateway(RunReader):
     """Made by `pilotage.actors.runtime.Runtime`."""
 
     def __init__(
@@ -84,103 +85,22 @@ class Gateway:
         catalog: Catalog,
         supervisor: Supervisor,
         creation: Creation,
-        hub: EventHub,
         callbacks: Callbacks,
-        clock: Clock,
+        quarantine: Quarantine,
+        services: Services,
         health: Health,
     ) -> None:
-        self.store = store
+        super().__init__(store, supervisor)
         self.catalog = catalog
         self.callbacks = callbacks
-        self._supervisor = supervisor
         self._creation = creation
-        self._hub = hub
-        self._clock = clock
+        self._quarantine = quarantine
+        self._services = services
         self._health = health
 
     @property
     def ready(self) -> bool:
         return self._health.ready
-
-    # --- reading -----------------------------------------------------------------------------
-
-    async def get_run(self, run_id: str, principal: Principal) -> RunState:
-        """The newest stored state; `NotFoundError` for what the caller may not see."""
-        state = self._supervisor.published(run_id)
-        if state is None and is_run_id(run_id):
-            try:
-                state = await self._supervisor.state(run_id)
-            except StoreUnavailableError as error:
-                raise UnavailableError(f"the store is away: {error}") from None
-        if state is None or not principal.sees(state.head.project_id):
-            raise _unknown_run(run_id)
-        return state
-
-    async def get_run_view(self, run_id: str, principal: Principal) -> RunView:
-        return self.view(await self.get_run(run_id, principal))
-
-    def view(self, state: RunState) -> RunView:
-        quarantined = state.id in self._supervisor.quarantined
-        return run_view(state.head, state.vitals, quarantined=quarantined)
-
-    async def list_runs(self, query: RunQuery) -> tuple[list[RunView], tuple[int, str] | None]:
-        """A page of runs, newest first, and where the next one starts."""
-        page = await self._stored(lambda: self.store.list_runs(query))
-        quarantined = self._supervisor.quarantined
-        views = [
-            run_view(
-                codec.decode_head(row.head),
-                codec.decode_vitals(row.vitals),
-                quarantined=row.run_id in quarantined,
-            )
-            for row in page.rows
-        ]
-        return views, page.next_after
-
-    async def steps(self, run_id: str, principal: Principal) -> list[StepView]:
-        return step_views(await self.get_run(run_id, principal))
-
-    async def history(
-        self, run_id: str, principal: Principal, after: int, limit: int
-    ) -> list[bytes]:
-        """Items after sequence `after`, oldest first, each as JSON text."""
-        state = await self.get_run(run_id, principal)
-        items = await self._stored(lambda: self.store.history(state.id, after, limit))
-        return [
-            msgspec.json.encode(codec.decode_history(item.data, HistoryEntry)) for item in items
-        ]
-
-    async def job_runs(self, run_id: str, principal: Principal) -> list[JobRunView]:
-        """All attempts of all steps, by step in definition order, then by attempt."""
-        state = await self.get_run(run_id, principal)
-        found = await self._stored(lambda: self.store.job_runs(state.id))
-        return [
-            job_run_view(
-                state.head, state.graph, i, n, codec.decode_record(found[i, n], JobRunRecord)
-            )
-            for i, n in sorted(found)
-        ]
-
-    async def job_run(self, job_run_id: str, principal: Principal) -> JobRunView:
-        where = locate(job_run_id)
-        if where is None or where.step is None or where.attempt == 0:
-            raise NotFoundError(f'unknown job run "{job_run_id}"')
-        step, attempt = where.step, where.attempt
-        try:
-            state = await self.get_run(where.run_id, principal)
-        except NotFoundError:
-            raise NotFoundError(f'unknown job run "{job_run_id}"') from None
-        data = await self._stored(lambda: self.store.job_run(state.id, step, attempt))
-        if data is None:
-            raise NotFoundError(f'unknown job run "{job_run_id}"')
-        record = codec.decode_record(data, JobRunRecord)
-        return job_run_view(state.head, state.graph, step, attempt, record)
-
-    async def _stored(self, read: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await read()
-        except StoreUnavailableError as error:
-            raise UnavailableError(f"the store is away: {error}") from None
 
     # --- starting ----------------------------------------------------------------------------
 
@@ -214,47 +134,112 @@ class Gateway:
         return self.view(made)
 
     # --- commands about a run ----------------------------------------------------------------
+    # With `idempotency` the record is stored in the same write as what the command changes: status
+    # 200, the run's id as reference, and the body that `body` makes of the state, if it is given.
 
-    async def cancel(self, run_id: str, principal: Principal, reason: str | None) -> RunState:
-        return await self._run_command(
-            run_id, principal, CancelRun(actor=principal.name, reason=reason)
-        )
+    async def cancel(
+        self,
+        run_id: str,
+        principal: Principal,
+        reason: str | None,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState:
+        command = CancelRun(actor=principal.name, reason=reason)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
-    async def pause(self, run_id: str, principal: Principal) -> RunState:
-        return await self._run_command(run_id, principal, PauseRun(actor=principal.name))
+    async def pause(
+        self,
+        run_id: str,
+        principal: Principal,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState:
+        command = PauseRun(actor=principal.name)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
-    async def resume(self, run_id: str, principal: Principal) -> RunState:
-        return await self._run_command(run_id, principal, ResumeRun(actor=principal.name))
+    async def resume(
+        self,
+        run_id: str,
+        principal: Principal,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState:
+        command = ResumeRun(actor=principal.name)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
-    async def pin(self, run_id: str, principal: Principal, *, pinned: bool) -> RunState:
-        return await self._run_command(
-            run_id, principal, PinRun(actor=principal.name, pinned=pinned)
-        )
+    async def pin(
+        self,
+        run_id: str,
+        principal: Principal,
+        *,
+        pinned: bool,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState:
+        command = PinRun(actor=principal.name, pinned=pinned)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
-    async def _run_command(self, run_id: str, principal: Principal, command: Command) -> RunState:
+    async def _run_command(
+        self,
+        run_id: str,
+        principal: Principal,
+        command: Command,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState:
         await self.get_run(run_id, principal)
-        answer = await self._supervisor.command(run_id, command)
+        return (await self._commanded(run_id, command, idempotency, body)).state
+
+    async def _commanded(
+        self,
+        run_id: str,
+        command: Command,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> Answer:
+        message: object = command
+        if idempotency is not None:
+            message = Remember(command=command, record=_record(idempotency, body))
+        answer: Answer = await self._supervisor.ask(run_id, message)
         _raise_rejection(answer.result)
-        return answer.state
+        return answer
 
     # --- commands about a step -----------------------------------------------------------------
 
     async def approve(
-        self, run_id: str, step_ref: str, principal: Principal, comment: str | None, caller: str
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        comment: str | None,
+        caller: str,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState:
         """`caller`: the principal's name, or who the admin key speaks for."""
         i = await self._step(run_id, step_ref, principal)
-        return await self._run_command(
-            run_id, principal, ApproveStep(actor=caller, step=i, comment=comment)
-        )
+        command = ApproveStep(actor=caller, step=i, comment=comment)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
     async def reject(
-        self, run_id: str, step_ref: str, principal: Principal, reason: str | None, caller: str
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        reason: str | None,
+        caller: str,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState:
         i = await self._step(run_id, step_ref, principal)
-        return await self._run_command(
-            run_id, principal, RejectStep(actor=caller, step=i, reason=reason)
-        )
+        command = RejectStep(actor=caller, step=i, reason=reason)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
     async def skip(
         self,
@@ -264,10 +249,14 @@ class Gateway:
         reason: str | None,
         *,
         dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState | Preview:
         i = await self._step(run_id, step_ref, principal)
         command = SkipStep(actor=principal.name, step=i, reason=reason)
-        return await self._repair(run_id, principal, command, dry_run=dry_run)
+        if dry_run:
+            return await self._preview(run_id, command)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
     async def force_complete(
         self,
@@ -277,37 +266,49 @@ class Gateway:
         result: bytes | None,
         *,
         dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState | Preview:
         i = await self._step(run_id, step_ref, principal)
         command = ForceCompleteStep(actor=principal.name, step=i, result=result)
-        return await self._repair(run_id, principal, command, dry_run=dry_run)
+        if dry_run:
+            return await self._preview(run_id, command)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
     async def retry_step(
-        self, run_id: str, step_ref: str, principal: Principal, *, dry_run: bool = False
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState | Preview:
         i = await self._step(run_id, step_ref, principal)
         command = RetryStep(actor=principal.name, step=i)
-        return await self._repair(run_id, principal, command, dry_run=dry_run)
+        if dry_run:
+            return await self._preview(run_id, command)
+        return await self._run_command(run_id, principal, command, idempotency, body)
 
     async def replay_subtree(
-        self, run_id: str, step_ref: str, principal: Principal, *, dry_run: bool = False
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> int | Preview:
         """How many steps were reset."""
         i = await self._step(run_id, step_ref, principal)
         command = ReplaySubtree(actor=principal.name, step=i)
         if dry_run:
             return await self._preview(run_id, command)
-        answer = await self._supervisor.command(run_id, command)
-        reply = _raise_rejection(answer.result)
-        assert isinstance(reply, ResetSteps)  # what the machine answers to a replay
-        return reply.count
-
-    async def _repair(
-        self, run_id: str, principal: Principal, command: Command, *, dry_run: bool
-    ) -> RunState | Preview:
-        if dry_run:
-            return await self._preview(run_id, command)
-        return await self._run_command(run_id, principal, command)
+        answer = await self._commanded(run_id, command, idempotency, body)
+        assert isinstance(answer.result, ResetSteps)  # what the machine answers to a replay
+        return answer.result.count
 
     async def _preview(self, run_id: str, command: Command) -> Preview:
         outcome = await self._supervisor.dry_run(run_id, command)
@@ -321,6 +322,18 @@ class Gateway:
         if i is None:
             raise NotFoundError(f'run "{run_id}" has no step "{step_ref}"')
         return i
+
+    async def place(
+        self, run_id: str, principal: Principal, step_ref: str | None = None
+    ) -> QueuePlace | None:
+        """Where the run stands in its workflow's queue, or the step in its job's; None: nowhere."""
+        if step_ref is None:
+            state = await self.get_run(run_id, principal)
+            return self._services.admission.run_place(state.head.workflow_id, run_id)
+        i = await self._step(run_id, step_ref, principal)
+        state = await self.get_run(run_id, principal)
+        job = (state.head.project_id, state.graph.steps[i].job_id or "")
+        return self._services.admission.step_place(job, run_id, i)
 
     # --- many runs -----------------------------------------------------------------------------
 
@@ -369,14 +382,14 @@ class Gateway:
         actor: str,
     ) -> EventReceipt:
         try:
-            return await self._hub.send(
+            return await self._services.hub.send(
                 project_id,
                 event_key,
                 payload,
                 event_id=self._creation.mint_run_id(),
                 actor=actor,
                 buffer_secs=buffer_secs,
-                now_ms=self._clock.now_ms(),
+                now_ms=self._services.clock.now_ms(),
             )
         except StoreUnavailableError as error:
             raise UnavailableError(f"the store is away: {error}") from None
@@ -405,9 +418,23 @@ class Gateway:
     # --- quarantine ------------------------------------------------------------------------------
 
     @property
-    def quarantined(self) -> dict[str, str]:
+    def quarantined(self) -> Mapping[str, str]:
         """Run id -> why."""
-        return self._supervisor.quarantined
+        return self._quarantine.runs
+
+    async def release_quarantined(self, run_id: str, principal: Principal) -> None:
+        """Load the run again. `NotFoundError` if it is not quarantined, or not to be seen."""
+        await self._quarantined_run(run_id, principal)
+        self._quarantine.release(run_id)
+
+    async def discard_quarantined(self, run_id: str, principal: Principal) -> None:
+        """End the run as canceled; `ConflictError` if it cannot be read."""
+        await self._quarantined_run(run_id, principal)
+        await self._quarantine.discard(run_id, principal.name)
+
+    async def _quarantined_run(self, run_id: str, principal: Principal) -> None:
+        if not principal.is_admin:  # who sees all may also decide about what cannot be read
+            await self.get_run(run_id, principal)
 
 
 async def _each(
@@ -424,6 +451,14 @@ async def _each(
     return list(await asyncio.gather(*map(safely, dict.fromkeys(run_ids))))
 
 
+def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:
+    def record(state: RunState) -> IdempotencyRecord:
+        shown = None if body is None else body(state)
+        return idempotency.record(status=200, reference=state.id, body=shown)
+
+    return record
+
+
 def _preview(transition: Transition) -> Preview:
     reply = transition.reply
     return preview(transition, reply.count if isinstance(reply, ResetSteps) else None)
@@ -438,11 +473,10 @@ def rejected(rejection: Rejection) -> ApplicationError:
     return ConflictError(rejection.message)
 
 
+T = TypeVar("T")
+
+
 def _raise_rejection(result: T | Rejection) -> T:
     if isinstance(result, Rejection):
         raise rejected(result)
     return result
-
-
-def _unknown_run(run_id: str) -> NotFoundError:
-    return NotFoundError(f'unknown workflow run "{run_id}"')

@@ -7,17 +7,22 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from pilotage.actors.kernel import Clock
-from pilotage.persistence.embedded import EmbeddedServer
+from pilotage.actors.writer import Writer
+from pilotage.persistence.embedded import EmbeddedServer, EmbeddedServerError
 from pilotage.persistence.port import FencedError, Store, StoreError, StoreUnavailableError
 
 logger = logging.getLogger(__name__)
 
 SWEEP_SECS = 5.0
 SWEEP_BATCH = 100
+WATCH_SECS, WATCH_TIMEOUT_SECS = 0.5, 5.0
+FIRST_PAUSE_SECS, MAX_PAUSE_SECS = 0.1, 5.0
 
 
 class Housekeeping:
-    """Three tasks. `lost_fence` is called when another process has the lease."""
+    """Some tasks. `lost_fence` is called when another process has the lease; the writer is told
+    when the store goes away or comes back while nothing is written.
+    """
 
     def __init__(
         self,
@@ -29,6 +34,7 @@ class Housekeeping:
         lease_secs: float,
         lost_fence: Callable[[], None],
         embedded: EmbeddedServer | None,
+        writer: Writer,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -37,11 +43,13 @@ class Housekeeping:
         self._lease_secs = lease_secs
         self._lost_fence = lost_fence
         self._embedded = embedded
+        self._writer = writer
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         work: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             ("lease", self._keep_lease),
+            ("store", self._watch_store),
             ("retention", self._sweep),
         ]
         if self._embedded is not None:
@@ -64,7 +72,19 @@ class Housekeeping:
                 self._lost_fence()
                 return
             except StoreUnavailableError as error:
-                logger.debug("the lease could not be renewed: %s", error)
+                self._writer.is_away(str(error))
+
+    async def _watch_store(self) -> None:
+        """Notice that the store is away although nothing is written, and that it is back."""
+        while True:
+            await asyncio.sleep(WATCH_SECS)
+            try:
+                async with asyncio.timeout(WATCH_TIMEOUT_SECS):
+                    await self._store.ping()
+            except (StoreError, TimeoutError) as error:
+                self._writer.is_away(str(error) or "it does not answer")
+            else:
+                self._writer.is_back()
 
     async def _sweep(self) -> None:
         """Remove finished runs whose retention is over, by index, a bounded batch at a time."""
@@ -86,12 +106,29 @@ class Housekeeping:
         assert self._embedded is not None  # the task is started only then
         while True:
             end = await self._embedded.wait_died()
+            self._writer.is_away(f"the embedded server ended: {end}")
             logger.error("the embedded store died (%s); it is started again", end)
-            await self._embedded.restart()
+            await self._restart_store(self._embedded)
+
+    async def _restart_store(self, embedded: EmbeddedServer) -> None:
+        pause = FIRST_PAUSE_SECS
+        while True:
+            try:
+                await embedded.restart()
+            except EmbeddedServerError as error:
+                logger.error("the embedded store cannot be started: %s", error)  # noqa: TRY400
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, MAX_PAUSE_SECS)
+            else:
+                return
 
 
 async def _run(forever: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await forever()
-    except Exception:
-        logger.exception("housekeeping stopped")
+    while True:
+        try:
+            await forever()
+        except Exception:
+            logger.exception("housekeeping failed; it goes on")
+            await asyncio.sleep(MAX_PAUSE_SECS)
+        else:
+            return

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import msgspec
 
+from pilotage.actors.errors import ConflictError
 from pilotage.actors.executors.port import Logged, Progressed
+from pilotage.actors.job_runs import JobRunRecord
 from pilotage.persistence.port import IdempotencyRecord
 from pilotage.runtime.commands import Command
 from pilotage.runtime.machine import Transition
@@ -12,12 +16,17 @@ from pilotage.runtime.replies import Reply
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
 
+MakeRecord = Callable[[RunState], IdempotencyRecord]
+
 
 class Remember(msgspec.Struct, frozen=True, kw_only=True):
-    """A command together with the idempotency record that its transition is stored with."""
+    """A command together with the idempotency record that its transition is stored with.
+
+    `record` makes it from the state that the command led to; it is not stored for a refusal.
+    """
 
     command: Command
-    record: IdempotencyRecord
+    record: MakeRecord
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +54,14 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """Do again what a crash may have lost: derived effects and the messages of the outbox."""
+    """Do again what a crash may have lost: derived effects and the messages of the outbox.
+
+    records  stored job runs of the attempts in progress
+    again    the actor was restarted in a living process: slots it had are to be set right
+    """
+
+    records: Mapping[tuple[int, int], JobRunRecord] = {}
+    again: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +69,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     result: Reply | Rejection
     state: RunState
+
+
+class QuarantinedError(ConflictError):
+    """The run's actor failed too often, or the run cannot be read: it takes no commands."""
 
 
 class AlreadyExistsError(Exception):

@@ -11,7 +11,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pykka import ActorDeadError
 
@@ -25,9 +26,10 @@ from pilotage.actors.executors.port import (
     Reporter,
 )
 from pilotage.actors.kernel import MailboxFullError
-from pilotage.actors.messages import AttemptNote, Delivered
+from pilotage.actors.messages import AttemptNote, Delivered, QuarantinedError
 from pilotage.actors.services import RUN_TIMER, Services, TimerKey
 from pilotage.persistence.port import StoreError
+from pilotage.runtime.backoff import policy_of
 from pilotage.runtime.commands import (
     AdmitRun,
     AttemptAccepted,
@@ -57,10 +59,12 @@ from pilotage.runtime.effects import (
     TellParent,
     UnparkEvent,
 )
+from pilotage.runtime.errors import TemplateError
+from pilotage.runtime.graph import bits
 from pilotage.runtime.ids import job_run_id
 from pilotage.runtime.recovery import start_of_child
 from pilotage.runtime.state import RunState
-from pilotage.runtime.status import RunStatus
+from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 
 if TYPE_CHECKING:
     from pilotage.actors.run_actor import RunActor
@@ -70,7 +74,14 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_SECS = 0.1
 MAX_PAUSE_SECS = 30.0
 ADMIT = AdmitRun()
-_NOT_NOW = (UnavailableError, StoreError, ActorDeadError, MailboxFullError, TimeoutError)
+_NOT_NOW = (
+    UnavailableError,
+    QuarantinedError,  # it may be released
+    StoreError,
+    ActorDeadError,
+    MailboxFullError,
+    TimeoutError,
+)
 
 
 class Outside:
@@ -81,10 +92,11 @@ class Outside:
     def __init__(self, services: Services, actor: RunActor) -> None:
         self._services = services
         self._actor = actor
-        self._queue: deque[tuple[str | None, Effect]] = deque()
+        self._queue: deque[tuple[str | None, Effect]] | None = None  # most runs never need it
         self._task: asyncio.Task[None] | None = None
 
     def close(self) -> None:
+        """What was not delivered is in the store, and is delivered after the next start."""
         if self._task is not None:
             self._task.cancel()
 
@@ -102,7 +114,7 @@ class Outside:
         """Do the effects in order; `outbox` names the messages among them."""
         ids = {id(message): key for key, message in outbox.items()}
         for effect in effects:
-            at_once = _AT_ONCE.get(type(effect))
+            at_once = self._AT_ONCE.get(type(effect))
             if at_once is not None:
                 at_once(self, effect)
             else:
@@ -111,6 +123,20 @@ class Outside:
     def deliver_all(self, outbox: Mapping[str, Effect]) -> None:
         for message_id, message in sorted(outbox.items(), key=_in_order):
             self._later(message_id, message)
+
+    def hold_slots(self, state: RunState, *, others_go: bool) -> None:
+        """The slots that the state says are held; with `others_go` the run has no others."""
+        admission, head = self._services.admission, state.head
+        if state.status in (RunStatus.RUNNING, RunStatus.PAUSED) and not head.slotless:
+            admission.hold_run_slot(head.workflow_id, head.id)
+        elif others_go:
+            admission.release_run(head.workflow_id, head.id)
+        for i in limited_steps(state):
+            job = (head.project_id, state.graph.steps[i].job_id or "")
+            if state.masks.running >> i & 1:
+                admission.hold_job_slot(job, head.id, i)
+            elif others_go:
+                admission.release_step(job, head.id, i)
 
     # --- at once -----------------------------------------------------------------------------
 
@@ -128,6 +154,7 @@ class Outside:
             input=effect.input,
             timeout_secs=effect.timeout_secs,
             output_transform=spec.output_transform,
+            traceparent=_traceparent(state.id, job_run_id(state.id, i, effect.attempt)),
         )
         self._services.executors.start(attempt, self._reporter(i, effect.attempt))
 
@@ -159,8 +186,9 @@ class Outside:
         head = self._state.head
         if self._state.status is not RunStatus.PENDING:
             return
-        if head.slotless and not effect.held:
-            self._services.directory.notify(head.id, ADMIT)
+        if head.slotless:
+            if not effect.held:
+                self._services.directory.notify(head.id, ADMIT)
         else:
             self._services.admission.queue_run(
                 head.workflow_id, head.id, effect.since_ms, held=effect.held
@@ -189,18 +217,34 @@ class Outside:
         project = self._state.head.project_id
         self._services.hub.unpark(project, effect.event_key, self._run_id, effect.step)
 
+    _AT_ONCE: ClassVar[dict[type[Effect], Callable[[Outside, Any], None]]] = {
+        StartAttempt: _start_attempt,
+        StopAttempt: _stop_attempt,
+        RequestSlot: _request_slot,
+        ReleaseSlot: _release_slot,
+        ReleaseRunSlot: _release_run_slot,
+        QueueRun: _queue_run,
+        ScheduleTimer: _schedule_timer,
+        CancelTimer: _cancel_timer,
+        ParkEvent: _park,
+        UnparkEvent: _unpark,
+    }
+
     # --- in order, until acknowledged ------------------------------------------------------------
 
     def _later(self, message_id: str | None, effect: Effect) -> None:
+        if self._queue is None:
+            self._queue = deque()
         self._queue.append((message_id, effect))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work(), name=f"outside {self._run_id}")
 
     async def _work(self) -> None:
-        while self._queue:
-            message_id, effect = self._queue[0]
+        queue = self._queue
+        while queue:
+            message_id, effect = queue[0]
             await self._insist(effect)
-            self._queue.popleft()
+            queue.popleft()
             if message_id is not None:
                 self._services.directory.notify(self._run_id, Delivered(message_id=message_id))
 
@@ -230,34 +274,42 @@ class Outside:
         elif isinstance(effect, TellParent):
             await self._tell_parent(effect)
         elif isinstance(effect, ParkEvent):
-            await self._services.hub.take_early(
-                self._state.head.project_id,
-                effect.event_key,
-                self._run_id,
-                effect.step,
-                effect.attempt,
-            )
+            await self._take_early(effect)
         elif isinstance(effect, EmitEvent):
             await self._emit(effect)
         else:
             raise TypeError(f"no way to do {type(effect).__name__}")
 
+    async def _take_early(self, effect: ParkEvent) -> None:
+        state = self._state
+        step = state.step(effect.step)
+        if step.wait is WaitingFor.EVENT and step.attempt == effect.attempt:
+            await self._services.hub.take_early(
+                state.head.project_id, effect.event_key, state.id, effect.step, effect.attempt
+            )
+
     async def _start_child(self, effect: StartChild) -> None:
+        step = self._state.step(effect.step)
+        if step.status is not StepStatus.RUNNING or step.child_run_id != effect.child_run_id:
+            return  # it was taken back meanwhile
         try:
             await self._services.start_child(self._state, effect)
         except UnavailableError:
             raise
         except ApplicationError as error:
-            self._services.directory.notify(
-                self._run_id,
-                ChildEnded(
-                    step=effect.step,
-                    attempt=effect.attempt,
-                    child_run_id=effect.child_run_id,
-                    status=RunStatus.FAILED,
-                    error=f"sub-workflow could not be started: {error}",
-                ),
-            )
+            self._child_refused(effect.step, effect.attempt, effect.child_run_id, error)
+
+    def _child_refused(self, step: int, attempt: int, child_run_id: str, why: object) -> None:
+        self._services.directory.notify(
+            self._run_id,
+            ChildEnded(
+                step=step,
+                attempt=attempt,
+                child_run_id=child_run_id,
+                status=RunStatus.FAILED,
+                error=f"sub-workflow could not be started: {why}",
+            ),
+        )
 
     async def _tell_child(self, effect: TellChild) -> None:
         actor = f"parent run {self._run_id}"
@@ -271,9 +323,17 @@ class Outside:
         try:
             await self._services.directory.command(effect.child_run_id, command)
         except NotFoundError:
-            if effect.what == "reopen":  # it never came to be: make it now
-                now = self._services.clock.now_ms()
-                await self._start_child(start_of_child(self._state, effect.step, now))
+            if effect.what == "reopen":  # it never came to be, or was removed: make it now
+                await self._make_child(effect)
+
+    async def _make_child(self, effect: TellChild) -> None:
+        now = self._services.clock.now_ms()
+        try:
+            start = start_of_child(self._state, effect.step, now)
+        except TemplateError as error:
+            self._child_refused(effect.step, effect.parent_attempt, effect.child_run_id, error)
+        else:
+            await self._start_child(start)
 
     async def _tell_parent(self, effect: TellParent) -> None:
         command = ChildEnded(
@@ -298,6 +358,39 @@ class Outside:
         )
 
 
+def limited_steps(state: RunState) -> list[int]:
+    """The steps that need a slot of their job."""
+    policies = state.head.policies
+    if not any(policy.limited for policy in policies.values()):
+        return []
+    return [
+        i
+        for i, spec in enumerate(state.graph.steps)
+        if spec.step_type is StepType.JOB and policy_of(spec, policies).limited
+    ]
+
+
+def withdraw(services: Services, state: RunState) -> None:
+    """Take back what an active run has outside, but for its workflow's slot: it is quarantined."""
+    head = state.head
+    services.timers.cancel((head.id, RUN_TIMER))
+    for i in bits(state.masks.open):
+        step, spec = state.step(i), state.graph.steps[i]
+        services.timers.cancel((head.id, i))
+        if step.wait is WaitingFor.EVENT and step.event_key is not None:
+            services.hub.unpark(head.project_id, step.event_key, head.id, i)
+        if step.status is StepStatus.RUNNING:
+            services.executors.stop(head.id, i, step.attempt)
+        if spec.job_id is not None:
+            services.admission.release_step((head.project_id, spec.job_id), head.id, i)
+
+
+def _traceparent(run_id: str, attempt_id: str) -> str:
+    """W3C trace context: the run is the trace, the attempt the span, so they need no storing."""
+    span = blake2b(attempt_id.encode(), digest_size=8).hexdigest()
+    return f"00-{run_id.replace('-', '')}-{span}-01"
+
+
 def _as_message(step: int, attempt: int, what: Report) -> object:
     if isinstance(what, Completed):
         return AttemptCompleted(step=step, attempt=attempt, output=what.output)
@@ -318,17 +411,3 @@ def _as_message(step: int, attempt: int, what: Report) -> object:
 def _in_order(item: tuple[str, Effect]) -> tuple[int, int]:
     seq, _, n = item[0].partition(".")
     return int(seq), int(n)
-
-
-_AT_ONCE: dict[type[Effect], Callable[[Outside, Any], None]] = {
-    StartAttempt: Outside._start_attempt,  # noqa: SLF001  the table of this class
-    StopAttempt: Outside._stop_attempt,  # noqa: SLF001
-    RequestSlot: Outside._request_slot,  # noqa: SLF001
-    ReleaseSlot: Outside._release_slot,  # noqa: SLF001
-    ReleaseRunSlot: Outside._release_run_slot,  # noqa: SLF001
-    QueueRun: Outside._queue_run,  # noqa: SLF001
-    ScheduleTimer: Outside._schedule_timer,  # noqa: SLF001
-    CancelTimer: Outside._cancel_timer,  # noqa: SLF001
-    ParkEvent: Outside._park,  # noqa: SLF001
-    UnparkEvent: Outside._unpark,  # noqa: SLF001
-}

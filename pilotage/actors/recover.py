@@ -1,8 +1,9 @@
 """Recovery: every active run is taken in again before the first one moves.
 
 Two passes. First all runs are loaded, earliest due first, in batches; slots that attempts and runs
-hold are noted. Then every run does again what a crash may have lost. Admission is opened by the
-caller afterwards, so no slot is granted before everybody who holds one is known.
+hold and places in queues are noted. Then every run does again what a crash may have lost.
+Admission is opened by the caller afterwards, so no slot is granted before everybody who holds or
+wants one is known.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from pilotage.actors.errors import UnavailableError
 from pilotage.actors.services import Services
-from pilotage.actors.supervisor import Supervisor
+from pilotage.actors.supervisor import Records, Supervisor, open_records
 from pilotage.persistence.port import Store, StoredRun, StoreUnavailableError
 from pilotage.runtime.backoff import policy_of
 from pilotage.runtime.graph import bits
-from pilotage.runtime.state import RunState
+from pilotage.runtime.state import RunState, delay_ms
 from pilotage.runtime.status import RunStatus, StepType
 
 logger = logging.getLogger(__name__)
@@ -32,23 +34,24 @@ async def recover(
 ) -> int:
     """How many runs were taken in. A run that cannot be read is quarantined, alone."""
     ids = await store.active_run_ids()
+    now = services.clock.now_ms()
     workflows: set[str] = set()
-    loaded: list[str] = []
+    loaded: dict[str, Records] = {}
     for k in range(0, len(ids), BATCH):
         for stored in await store.load_runs(ids[k : k + BATCH]):
-            if stored is None:
+            state = None if stored is None else await _read(supervisor, stored)
+            if stored is None or state is None:
                 continue
-            state = await _read(supervisor, stored)
-            if state is not None:
-                _note_slots(services, state)
-                workflows.add(state.head.workflow_id)
-                supervisor.adopt(state, stored.outbox)
-                loaded.append(state.id)
+            loaded[state.id] = await open_records(store, state)
+            note_slots(services, state, now)
+            workflows.add(state.head.workflow_id)
+            supervisor.adopt(state, stored.outbox)
     for workflow_id in workflows:
         services.admission.set_run_limit(workflow_id, await run_limit(workflow_id))
-    for n, run_id in enumerate(loaded):
-        supervisor.resume(run_id)
-        if n % BATCH == BATCH - 1:
+    supervisor.open()
+    for n, (run_id, records) in enumerate(loaded.items(), 1):
+        supervisor.resume(run_id, records)
+        if n % BATCH == 0:
             await asyncio.sleep(0)
     return len(loaded)
 
@@ -56,18 +59,30 @@ async def recover(
 async def _read(supervisor: Supervisor, stored: StoredRun) -> RunState | None:
     try:
         return await supervisor.decode(stored)
-    except StoreUnavailableError:
+    except (StoreUnavailableError, UnavailableError):
         raise
-    except Exception as error:  # whatever is wrong with it: it must not keep others down
+    except Exception as error:  # noqa: BLE001  whatever is wrong with it: it must not keep others down
         supervisor.quarantine_unreadable(stored.run_id, error)
         return None
 
 
-def _note_slots(services: Services, state: RunState) -> None:
-    head = state.head
-    if state.status in (RunStatus.RUNNING, RunStatus.PAUSED) and not head.slotless:
-        services.admission.hold_run_slot(head.workflow_id, head.id)
+def note_slots(services: Services, state: RunState, now: int) -> None:
+    """The slots that the run and its attempts hold, and its places in queues."""
+    head, admission = state.head, services.admission
+    status = state.status
+    if status in (RunStatus.RUNNING, RunStatus.PAUSED) and not head.slotless:
+        admission.hold_run_slot(head.workflow_id, head.id)
+    elif (
+        status is RunStatus.PENDING
+        and not head.slotless
+        and delay_ms(head, state.vitals, now) is None
+    ):
+        vitals = state.vitals
+        admission.queue_run(head.workflow_id, head.id, vitals.queued_at_ms, held=vitals.held)
     for i in bits(state.masks.running):
         spec = state.graph.steps[i]
         if spec.step_type is StepType.JOB and policy_of(spec, head.policies).limited:
-            services.admission.hold_job_slot((head.project_id, spec.job_id or ""), head.id, i)
+            admission.hold_job_slot((head.project_id, spec.job_id or ""), head.id, i)
+    for i in bits(state.masks.requested):
+        job = (head.project_id, state.graph.steps[i].job_id or "")
+        admission.request_step(job, head.id, i, state.step(i).ready_since_ms or 0)

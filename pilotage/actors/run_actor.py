@@ -9,18 +9,24 @@ readers, and let the effects happen. A refused write ends the actor: its memory 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, ClassVar
 
 import msgspec
 
 from pilotage.actors.attempt_records import AttemptRecords
-from pilotage.actors.kernel import LoopActor, LoopDispatcher
+from pilotage.actors.errors import UnavailableError
+from pilotage.actors.job_runs import JobRunRecord
+from pilotage.actors.kernel import DeferredReply, LoopActor, LoopDispatcher
 from pilotage.actors.messages import (
     AlreadyExistsError,
     Answer,
     AttemptNote,
     Delivered,
     DryRun,
+    MakeRecord,
+    Outcome,
     Release,
     Remember,
     Resume,
@@ -28,9 +34,10 @@ from pilotage.actors.messages import (
 from pilotage.actors.outside import Outside
 from pilotage.actors.run_write import Batch, run_write, touched
 from pilotage.actors.services import Services
-from pilotage.persistence.port import FencedError, IdempotencyRecord, RunWrite, StoreError, Verdict
+from pilotage.persistence.port import FencedError, RunWrite, StoreError, Verdict
 from pilotage.runtime.commands import (
     Command,
+    CreateRun,
     ForceCompleteStep,
     ReopenChild,
     ReplaySubtree,
@@ -39,26 +46,27 @@ from pilotage.runtime.commands import (
 )
 from pilotage.runtime.effects import Effect, StartAttempt
 from pilotage.runtime.machine import Transition, step
-from pilotage.runtime.recovery import attempts_in_progress, recovery_effects
-from pilotage.runtime.replies import Late, Reply
+from pilotage.runtime.recovery import attempts_in_progress, recovery_effects, undeliverable
+from pilotage.runtime.replies import Done, Late, Reply
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
 from pilotage.runtime.status import RunStatus
 
 logger = logging.getLogger(__name__)
 
+TOO_MANY_KEYS = "the project has remembered as many idempotency keys as it may; they last a day"
+
 REOPENING = (SkipStep, ForceCompleteStep, RetryStep, ReplaySubtree, ReopenChild)
 """Commands that may take a terminal run back to work: they need a slot of the workflow."""
-MAX_UNSAVED_ACKNOWLEDGEMENTS = 64
 
 
 class RunActor(LoopActor):
-    """`stored` None: the run is about to be created and `state` is blank.
+    """`stored` False: the run is about to be created and `state` is blank.
 
     `published` is the state readers see: the newest the store has acknowledged.
     """
 
-    mailbox_capacity = 1_000
+    mailbox_capacity = 30_000  # each of 10,000 steps may report, time out and be granted at once
 
     def __init__(
         self,
@@ -75,38 +83,39 @@ class RunActor(LoopActor):
         self.published: RunState | None = state if stored else None
         self._batch: Batch | None = None
         self._in_flight: Batch | None = None
+        self._dead = False
         self._outbox: dict[str, Effect] = {}
         self._acknowledged: list[str] = []
-        self._sending: list[str] = []
+        self._postponed: list[tuple[Remember, DeferredReply]] = []
         self._records = AttemptRecords()
         self._outside = Outside(services, self)
 
     # --- messages ----------------------------------------------------------------------------
 
-    def on_receive(self, message: Any) -> Any:
+    def on_receive(self, message: object) -> Any:
         if isinstance(message, Command):
-            return self._command(message, None)
-        if isinstance(message, Remember):
-            return self._command(message.command, message.record)
-        if isinstance(message, Delivered):
-            return self._delivered(message)
-        if isinstance(message, AttemptNote):
-            return self._note(message)
-        if isinstance(message, DryRun):
-            command, _ = self._with_slot(message.command, dry=True)
-            return step(self._working, command, self._now())
-        if isinstance(message, Resume):
-            return self._resume()
-        if isinstance(message, Release):
-            if self._is_done():
-                self.stop()
-            return None
-        raise TypeError(f"a run is not told {type(message).__name__}")
+            return self._command(message)
+        receive = self._RECEIVE.get(type(message))
+        if receive is None:
+            raise TypeError(f"a run is not told {type(message).__name__}")
+        return receive(self, message)
 
     def _now(self) -> int:
         return self._services.clock.now_ms()
 
-    def _command(self, command: Command, record: IdempotencyRecord | None) -> Answer | None:
+    def _remember(self, message: Remember) -> Answer | None:
+        if self._batch is not None and self._batch.remember is not None:
+            self._postponed.append((message, self.defer_reply()))  # one record a write
+            return None
+        return self._command(message.command, message.record)
+
+    def _command(
+        self,
+        command: Command,
+        remember: MakeRecord | None = None,
+        reply: DeferredReply | None = None,
+    ) -> Answer | None:
+        """`reply`: who is answered, if that is not the sender of the present message."""
         before = self._working
         command, took_slot = self._with_slot(command)
         result = step(before, command, self._now())
@@ -114,28 +123,35 @@ class RunActor(LoopActor):
         if took_slot and after.status.is_terminal:
             self._services.admission.release_run(after.head.workflow_id, after.id)
         if isinstance(result, Rejection):
-            return self._answer(result)
-        if not result.events and record is None:
-            if isinstance(result.reply, Late):
-                self._services.count("pilotage_late_results_total")
+            return self._answer(result, reply)
+        if isinstance(result.reply, Late):
+            self._services.count("pilotage_late_results_total")
+        if not result.events and remember is None:
             self._do(result.effects)
-            return self._answer(result.reply)
+            return self._answer(result.reply, reply)
         batch = self._dirty()
+        reply = reply or self.defer_reply()
         if result.events:
             batch.add(before, result)
             self._working = result.state
             self._keep_records(batch, result)
         else:
             self._working = touched(before)
-        batch.idempotency = record or batch.idempotency
-        batch.replies.append((self.defer_reply(), result.reply))
+            batch.effects.extend(result.effects)
+        if remember is not None:
+            batch.remember, batch.remembering = remember, reply
+        batch.replies.append((reply, result.reply))
         return None
 
-    def _answer(self, result: Reply | Rejection) -> Answer | None:
+    def _answer(self, result: Reply | Rejection, reply: DeferredReply | None) -> Answer | None:
         """Answer now, or with the batch that the result may rest on."""
         if self._batch is None and self.published is not None:
-            return Answer(result=result, state=self.published)
-        self._dirty().replies.append((self.defer_reply(), result))
+            answer = Answer(result=result, state=self.published)
+            if reply is None:
+                return answer
+            reply.answer(answer)
+        else:
+            self._dirty().replies.append((reply or self.defer_reply(), result))
         return None
 
     def _dirty(self) -> Batch:
@@ -145,7 +161,7 @@ class RunActor(LoopActor):
             self._services.writer.submit(self)
         return self._batch
 
-    def _do(self, effects: tuple[Effect, ...]) -> None:
+    def _do(self, effects: Iterable[Effect]) -> None:
         """Effects of a transition that changed nothing: now, or with the batch before them."""
         if self._batch is not None:
             self._batch.effects.extend(effects)
@@ -159,20 +175,35 @@ class RunActor(LoopActor):
                 record = self._records.begin(effect, self._now())
                 batch.job_runs[effect.step, effect.attempt] = record
 
+    def _dry_run(self, message: DryRun) -> Outcome:
+        command, _ = self._with_slot(message.command, dry=True)
+        return step(self._working, command, self._now())
+
     def _note(self, message: AttemptNote) -> None:
-        changed: dict[tuple[int, int], Any] = {}
+        changed: dict[tuple[int, int], JobRunRecord] = {}
         kept = self._records.note(message.step, message.attempt, message.note, self._now(), changed)
         if kept:
-            self._dirty().job_runs.update(changed)
+            batch = self._dirty()
+            batch.job_runs.update(changed)
+            batch.replies.append((self.defer_reply(), Done()))
             self._working = touched(self._working)
 
     def _delivered(self, message: Delivered) -> None:
-        if self._outbox.pop(message.message_id, None) is None:
-            return
-        self._acknowledged.append(message.message_id)
-        if self.status.is_terminal or len(self._acknowledged) >= MAX_UNSAVED_ACKNOWLEDGEMENTS:
+        """At once: a message that stays in the store is sent again after a restart, when it may
+        no longer be meant.
+        """
+        if self._outbox.pop(message.message_id, None) is not None:
+            self._acknowledged.append(message.message_id)
             self._dirty()
             self._working = touched(self._working)
+
+    def _release(self, message: Release) -> None:
+        if not self._is_done():
+            return
+        if self.cell.empty():
+            self.stop()
+        else:  # the stop would come after mail that may reopen the run
+            self._services.directory.notify(self.actor_urn, message)
 
     # --- slots of the workflow -----------------------------------------------------------------
 
@@ -181,67 +212,97 @@ class RunActor(LoopActor):
         return self._working.status
 
     def _with_slot(self, command: Command, *, dry: bool = False) -> tuple[Command, bool]:
-        """A command that may reopen the run is told whether a slot is free; and whether one was
-        taken for it, which goes back if the run is not reopened.
+        """A command that starts or may reopen the run is told whether a slot is free; and whether
+        one was taken for it, which goes back if the run does not run.
         """
-        head = self._working.head
-        if not (isinstance(command, REOPENING) and self.status.is_terminal) or head.slotless:
+        head, admission = self._working.head, self._services.admission
+        if head.slotless:
             return command, False
-        admission = self._services.admission
+        if isinstance(command, CreateRun):
+            if command.held or head.delay_until_ms is not None:
+                return msgspec.structs.replace(command, slot=False), False
+        elif not (isinstance(command, REOPENING) and self.status.is_terminal):
+            return command, False
+        had = admission.holds_run_slot(head.workflow_id, head.id)
         if dry:
-            free = admission.run_slot_free(head.workflow_id)
+            free = had or admission.run_slot_free(head.workflow_id)
         else:
             free = admission.take_run_slot(head.workflow_id, head.id)
-        return msgspec.structs.replace(command, slot=free), free and not dry
+        return msgspec.structs.replace(command, slot=free), free and not had and not dry
 
     # --- writing -------------------------------------------------------------------------------
 
-    def collect(self) -> RunWrite:
+    def collect(self) -> RunWrite | None:
         """Called by the writer: the batch goes out, and no message is taken until it is stored."""
         batch = self._batch
-        assert batch is not None  # only a dirty run is submitted
+        if self._dead or batch is None:
+            return None
         self._in_flight, self._batch = batch, None
-        self._sending, self._acknowledged = self._acknowledged, []
         self.pause()
         return run_write(
             stored=self.published,
             state=self._working,
             batch=batch,
-            outbox_done=self._sending,
+            outbox_done=self._acknowledged,
             keep_secs=self._services.retention_secs.get(self.status, 0),
         )
 
     def stored(self, verdict: Verdict) -> None:
         """Called by the writer with the store's answer."""
         batch = self._in_flight
-        assert batch is not None  # answers come for what was collected
+        if self._dead or batch is None:
+            return
         self._in_flight = None
         if verdict is not Verdict.OK:
             self._refused(batch, verdict)
             return
         self.published = self._working
-        self._sending = []
+        self._acknowledged = []
         self._outbox.update(batch.outbox)
         self._outside.do_all(batch.effects, batch.outbox)
         for reply, result in batch.replies:
             reply.answer(Answer(result=result, state=self._working))
         self.resume()
+        self._take_postponed()
         if self._is_done():
             self._services.directory.notify(self.actor_urn, Release())
 
+    def _take_postponed(self) -> None:
+        while self._postponed and (self._batch is None or self._batch.remember is None):
+            message, reply = self._postponed.pop(0)
+            self._command(message.command, message.record, reply)
+
+    def failed(self, error: Exception) -> None:
+        """Called by the writer: this run's write cannot be made or taken."""
+        if not self._dead:
+            self.actor_ref.kill(error)
+
     def _refused(self, batch: Batch, verdict: Verdict) -> None:
-        error: Exception
         if verdict is Verdict.EXISTS:
-            error = AlreadyExistsError(self.actor_urn)
+            self._end(batch, AlreadyExistsError(self.actor_urn))
         elif verdict is Verdict.FENCED:
-            error = FencedError("a newer owner has taken over; this process moves no run any more")
+            self._end(batch, FencedError("a newer owner has taken over; no run is moved here"))
+        elif verdict is Verdict.FULL and self.published is None:
+            self._end(batch, UnavailableError(TOO_MANY_KEYS, 60))
         elif verdict is Verdict.FULL:
-            error = StoreError("the project has remembered as many idempotency keys as it may")
-        else:
-            error = StoreError(f"the store has another version of run {self.actor_urn}")
+            self._write_without_record(batch)
+        else:  # askers get ActorDeadError and ask again, of the actor that starts from the store
+            self.actor_ref.kill(StoreError(f"the store has another version of {self.actor_urn}"))
+
+    def _end(self, batch: Batch, error: Exception) -> None:
+        """Nothing of this run is to be done here, and nothing is wrong with it."""
+        self._leave()
         for reply, _ in batch.replies:
             reply.fail(error)
-        self.actor_ref.kill(error)
+        self.cell.close()
+
+    def _write_without_record(self, batch: Batch) -> None:
+        """Other transitions of the run must not suffer from a project's idempotency keys."""
+        if batch.remembering is not None:
+            batch.remembering.fail(UnavailableError(f"it was done, but {TOO_MANY_KEYS}", 60))
+        batch.remember = batch.remembering = None
+        self._batch = batch
+        self._services.writer.submit(self)
 
     def _is_done(self) -> bool:
         """Nothing is left that this actor would have to do."""
@@ -258,18 +319,50 @@ class RunActor(LoopActor):
     def restore_outbox(self, outbox: dict[str, Effect]) -> None:
         self._outbox.update(outbox)
 
-    def _resume(self) -> None:
-        effects = recovery_effects(self._working, self._now())
-        for attempt in attempts_in_progress(self._working):
-            self._records.begin(attempt, self._now())
-        self._outside.do_all(effects, {})
+    def _resume(self, message: Resume) -> None:
+        state = self._working
+        self._outside.hold_slots(state, others_go=message.again)
+        for attempt in attempts_in_progress(state):
+            kept = message.records.get((attempt.step, attempt.attempt))
+            self._records.begin(attempt, self._now(), kept)
+        self._do(recovery_effects(state, self._now()))
         self._outside.deliver_all(self._outbox)
+        for lost in undeliverable(state):
+            self._command(lost)
         if self._is_done():
-            self.stop()
+            self._release(Release())
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """The process ends or has lost its runs: nothing goes out any more."""
+        self._dead = True
+        self._outside.close()
+
+    def _leave(self) -> None:
+        self.abandon()
+        head = self._working.head
+        if self.published is None and not head.slotless:
+            self._services.admission.release_run(head.workflow_id, head.id)
 
     def on_stop(self) -> None:
-        self._outside.close()
+        self.abandon()
 
-    def on_failure(self, *_: object) -> None:
-        logger.error("run %s: its actor failed and is started again", self.actor_urn)
-        self._outside.close()
+    def on_failure(
+        self,
+        exception_type: type[BaseException] | None,
+        exception_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del exception_type, exception_value, traceback  # logged with the actor
+        logger.error("run %s: its actor failed", self.actor_urn)
+        self._leave()
+
+    _RECEIVE: ClassVar[dict[type[Any], Callable[[RunActor, Any], Any]]] = {
+        Remember: _remember,
+        Delivered: _delivered,
+        AttemptNote: _note,
+        DryRun: _dry_run,
+        Resume: _resume,
+        Release: _release,
+    }

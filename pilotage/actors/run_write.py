@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from pilotage.actors.job_runs import JobRunRecord
-from pilotage.actors.kernel import DeferredReply
+from pilotage.actors.kernel.actor import DeferredReply
+from pilotage.actors.messages import MakeRecord
 from pilotage.persistence import codec
-from pilotage.persistence.port import HistoryItem, IdempotencyRecord, RunIndex, RunWrite
+from pilotage.persistence.port import HistoryItem, RunIndex, RunWrite
 from pilotage.runtime.effects import MESSAGE_TYPES, Effect
 from pilotage.runtime.history import entries
 from pilotage.runtime.machine import Transition
@@ -17,10 +18,14 @@ from pilotage.runtime.state import RunState
 
 
 class Batch:
-    """Everything since the last stored state: one or more transitions, not stored yet."""
+    """Everything since the last stored state: one or more transitions, not stored yet.
+
+    `remembering`: who gets the answer that the idempotency record of this batch is about.
+    """
 
     __slots__ = (
-        "changed", "due_ms", "effects", "history", "idempotency", "job_runs", "outbox", "replies",
+        "changed", "effects", "history", "job_runs", "outbox", "remember", "remembering",
+        "replies",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -30,7 +35,8 @@ class Batch:
         self.outbox: dict[str, Effect] = {}
         self.effects: list[Effect] = []
         self.replies: list[tuple[DeferredReply, Reply | Rejection]] = []
-        self.idempotency: IdempotencyRecord | None = None
+        self.remember: MakeRecord | None = None
+        self.remembering: DeferredReply | None = None
 
     def add(self, before: RunState, transition: Transition) -> None:
         """Take in a transition. Messages get their ids: (sequence, number) of this run."""
@@ -92,7 +98,7 @@ def run_write(
         job_runs={k: codec.encode_record(r) for k, r in batch.job_runs.items()},
         outbox_add={k: codec.encode_message(m) for k, m in batch.outbox.items()},  # type: ignore[arg-type]
         outbox_done=outbox_done,
-        idempotency=batch.idempotency,
+        idempotency=None if batch.remember is None else batch.remember(state),
         finished=finished,
         blob=blob,
     )

@@ -31,8 +31,9 @@ from pilotage.actors.executors.tokens import RunTokens
 from pilotage.actors.gateway import Gateway
 from pilotage.actors.housekeeping import Housekeeping
 from pilotage.actors.kernel import Clock, LoopDispatcher, SystemClock, Timers
-from pilotage.actors.messages import Answer
+from pilotage.actors.messages import Answer, QuarantinedError
 from pilotage.actors.metrics import Counter, Metrics
+from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.recover import recover
 from pilotage.actors.services import Services, TimerKey
 from pilotage.actors.supervisor import Supervisor
@@ -40,16 +41,16 @@ from pilotage.actors.writer import Writer
 from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.port import Store
 from pilotage.persistence.redis_store import RedisStore
-from pilotage.runtime.commands import AdmitRun, EventReceived, SlotGranted
+from pilotage.runtime.commands import AdmitRun, Command, EventReceived, SlotGranted
 from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.errors import PilotageError
-from pilotage.runtime.replies import Done, Reply, SlotTaken
-from pilotage.runtime.rules import Rejection
 from pilotage.runtime.status import ExecutionMode, RunStatus
 from pilotage.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+QUIET_TURNS = 5
+"""Turns of the loop without anything to do after which a stopping runtime is taken for flushed."""
 READY_WAIT_SECS = 5.0
 """How long a trigger waits for the recovery to finish before it is refused."""
 
@@ -104,12 +105,12 @@ class Runtime:
             await self._put_together()
             self.writer.start()
             await self._recover()
+            self.admission.open()
+            await self.cron.start()
         except BaseException:
             await self._take_down()
             raise
-        self.admission.open()
         self._ready.set()
-        await self.cron.start()
         self.housekeeping.start()
 
     async def _open_store(self) -> None:
@@ -178,8 +179,8 @@ class Runtime:
             },
             count=self._count,
         )
-        self.supervisor = Supervisor(self.store, self.services, self.catalog.graph)
-        self.hub = EventHub(self.store, self._fence_token, self._deliver_event)
+        self.supervisor = Supervisor(self.store, self.services, self.catalog.graph, self._run_limit)
+        self.hub = EventHub(self.store, clock, self._fence_token, self._deliver_event)
         self.creation = Creation(
             catalog=self.catalog,
             supervisor=self.supervisor,
@@ -198,7 +199,7 @@ class Runtime:
             is_open=lambda: self.ready,
         )
         self.catalog.listeners.workflow = self._workflow_changed
-        self.catalog.listeners.workflow_deleted = self.cron.forget
+        self.catalog.listeners.workflow_deleted = self._workflow_deleted
         self.catalog.listeners.job = self._job_changed
         self.housekeeping = Housekeeping(
             store=self.store,
@@ -208,13 +209,13 @@ class Runtime:
             lease_secs=settings.lease_secs,
             lost_fence=self._lost_fence,
             embedded=self.embedded,
+            writer=self.writer,
         )
         self.gateway = Gateway(
             store=self.store,
             catalog=self.catalog,
             supervisor=self.supervisor,
             creation=self.creation,
-            hub=self.hub,
             callbacks=Callbacks(
                 supervisor=self.supervisor,
                 catalog=self.catalog,
@@ -222,7 +223,13 @@ class Runtime:
                 clock=clock,
                 timers=self.timers,
             ),
-            clock=clock,
+            quarantine=Quarantine(
+                store=self.store,
+                supervisor=self.supervisor,
+                services=self.services,
+                fence=self._fence_token,
+            ),
+            services=self.services,
             health=self,
         )
 
@@ -248,17 +255,29 @@ class Runtime:
         if not self.fenced.is_set() and self.writer.healthy:
             try:
                 async with asyncio.timeout(max(5.0, grace)):
-                    await self.writer.flushed()
+                    await self._flushed()
             except TimeoutError:
                 logger.warning("not everything could be flushed; the store has the state before")
         await self._take_down()
+
+    async def _flushed(self) -> None:
+        """Wait until what was reported has been decided and what was decided is stored."""
+        quiet = 0
+        while quiet < QUIET_TURNS:
+            await asyncio.sleep(0)
+            stats = self.dispatcher.stats()
+            if stats.ready or stats.remote or self.writer.busy:
+                quiet = 0
+                await self.writer.flushed()
+            else:
+                quiet += 1
 
     async def _take_down(self) -> None:
         if hasattr(self, "housekeeping"):
             await self.housekeeping.close()
         if hasattr(self, "supervisor"):
-            self.timers.close()
             await self.supervisor.close()
+            self.timers.close()
             await self.writer.close()
             await self.executors.aclose(0)
             await self.dispatcher.close()
@@ -275,7 +294,7 @@ class Runtime:
         if self.embedded is not None:
             await self.embedded.stop()
 
-    # --- what the parts ask of each other -----------------------------------------------------------
+    # --- what the parts ask of each other ---------------------------------------------------------
 
     def _count(self, name: str) -> None:
         if name not in self._counters:
@@ -289,16 +308,28 @@ class Runtime:
         if not self.fenced.is_set():
             logger.error("another server has taken over this store: no run is moved here any more")
             self.fenced.set()
+            self._background(self._halt())
 
-    def _accepting(self) -> None:
+    async def _halt(self) -> None:
+        """The runs are somebody else's: nothing goes out, attempts in progress are told to stop."""
+        await self.supervisor.close()
+        self.cron.close()
+        self.timers.close()
+        await self.executors.aclose(0)
+
+    async def _accepting(self) -> None:
+        if not self._ready.is_set():
+            try:
+                async with asyncio.timeout(READY_WAIT_SECS):
+                    await self._ready.wait()
+            except TimeoutError:
+                raise UnavailableError("the server is still recovering its runs") from None
         if self._stopping:
             raise UnavailableError("the server is stopping", 5)
         if self.fenced.is_set():
             raise UnavailableError("another server has taken over", 5)
-        if not self._ready.is_set():
-            raise UnavailableError("the server is still recovering its runs", 1)
         if not self.writer.healthy:
-            raise UnavailableError(f"the store is away: {self.writer.last_error}", 1)
+            raise UnavailableError(f"the store is away: {self.writer.last_error}")
         if len(self.supervisor) >= self.settings.max_active_runs:
             raise too_many(len(self.supervisor), self.settings.max_active_runs)
 
@@ -308,49 +339,51 @@ class Runtime:
             raise NotFoundError(f'job "{job.slug}" is disabled')
         return job.spec
 
-    async def _deliver_event(self, run_id: str, command: EventReceived) -> Reply | None:
+    async def _deliver_event(self, run_id: str, command: EventReceived) -> Answer | None:
         try:
-            answer = await self.supervisor.command(run_id, command)
-        except NotFoundError:
+            return await self.supervisor.command(run_id, command)
+        except (NotFoundError, QuarantinedError):
             return None
-        return None if isinstance(answer.result, Rejection) else answer.result
 
-    def _admit(self, run_id: str) -> None:
-        self._background(self._admitted(run_id))
+    def _admit(self, workflow_id: str, run_id: str) -> None:
+        self._background(self._admitted(workflow_id, run_id))
 
-    async def _admitted(self, run_id: str) -> None:
-        answer = await self._insist(run_id, lambda: self.supervisor.command(run_id, AdmitRun()))
-        if answer is None:
-            return
-        if not (isinstance(answer.result, Done) and answer.result.changed):
-            head = answer.state.head
-            if answer.state.status not in (RunStatus.RUNNING, RunStatus.PAUSED):
-                self.admission.release_run(head.workflow_id, run_id)
+    async def _admitted(self, workflow_id: str, run_id: str) -> None:
+        def still() -> bool:
+            return self.admission.holds_run_slot(workflow_id, run_id)
 
-    def _grant(self, run_id: str, step: int) -> None:
-        self._background(self._granted(run_id, step))
+        answer = await self._insist(run_id, AdmitRun(), still)
+        if answer is None or answer.state.status is RunStatus.PENDING:
+            self.admission.decline_run(workflow_id, run_id)
 
-    async def _granted(self, run_id: str, step: int) -> None:
-        answer = await self._insist(
-            run_id, lambda: self.supervisor.command(run_id, SlotGranted(step=step))
-        )
-        if answer is not None and answer.result == SlotTaken(taken=False):
-            spec = answer.state.graph.steps[step]
-            job = (answer.state.head.project_id, spec.job_id or "")
-            self.admission.return_grant(job, run_id, step)
+    def _grant(self, job: JobKey, run_id: str, step: int, since_ms: int) -> None:
+        self._background(self._granted(job, run_id, step, since_ms))
 
-    async def _insist(self, run_id: str, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
-        """The answer of a run that must have it; None if the run is gone."""
+    async def _granted(self, job: JobKey, run_id: str, step: int, since_ms: int) -> None:
+        """A slot that is not taken comes back by the effects of the run, unless it is gone."""
+
+        def still() -> bool:
+            return self.admission.holds_job_slot(job, run_id, step, since_ms)
+
+        answer = await self._insist(run_id, SlotGranted(step=step, since_ms=since_ms), still)
+        if answer is None and still():
+            self.admission.release_step(job, run_id, step)
+
+    async def _insist(
+        self, run_id: str, command: Command, still: Callable[[], bool]
+    ) -> Answer | None:
+        """The answer of a run that must have it; None if the run is gone or it is pointless."""
         pause = 0.05
-        while True:
+        while still():
             try:
-                return await ask()
+                return await self.supervisor.command(run_id, command)
             except UnavailableError:
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, 5.0)
-            except PilotageError as error:
+                pause = min(pause * 2, 1.0)
+            except Exception as error:  # noqa: BLE001  whatever it is, the slot must not be lost with it
                 logger.warning("run %s takes no slot: %s", run_id, error)
                 return None
+        return None
 
     def _look_up_limit(self, job: JobKey) -> None:
         self._background(self._limit_looked_up(job))
@@ -365,7 +398,7 @@ class Runtime:
             await asyncio.sleep(0.2)
             self._look_up_limit(job)
             return
-        self.admission.set_job_limit(job, limit)
+        self.admission.know_job_limit(job, limit)
 
     async def _run_limit(self, workflow_id: str) -> int:
         try:
@@ -378,13 +411,20 @@ class Runtime:
         self.cron.watch(workflow)
         self.admission.set_run_limit(workflow.id, workflow.spec.max_concurrent_runs)
 
+    def _workflow_deleted(self, workflow_id: str) -> None:
+        self.cron.forget(workflow_id)
+        self.admission.set_run_limit(workflow_id, 0)
+
     def _job_changed(self, job: Job) -> None:
         for ref in (job.id, job.slug):  # steps may name it either way
             self.admission.set_job_limit((job.project_id, ref), job.spec.max_concurrency or 0)
 
     def _background(self, work: Awaitable[object]) -> None:
         async def run() -> None:
-            await work
+            try:
+                await work
+            except Exception:
+                logger.exception("something in the background failed")
 
         task: asyncio.Task[object] = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pykka import ActorDeadError
 
-from pilotage.actors.errors import ConflictError, NotFoundError, UnavailableError
+from pilotage.actors.errors import NotFoundError, UnavailableError
+from pilotage.actors.job_runs import JobRunRecord
 from pilotage.actors.kernel import (
     LoopRef,
     MailboxFullError,
@@ -27,55 +29,100 @@ from pilotage.actors.kernel import (
 from pilotage.actors.messages import (
     AlreadyExistsError,
     Answer,
+    AttemptNote,
     DryRun,
     Outcome,
+    QuarantinedError,
     Release,
     Resume,
 )
+from pilotage.actors.outside import withdraw
 from pilotage.actors.run_actor import RunActor
 from pilotage.actors.services import Services
 from pilotage.persistence import codec
-from pilotage.persistence.port import FencedError, Store, StoredRun, StoreUnavailableError
-from pilotage.runtime.commands import Command, CreateRun
+from pilotage.persistence.port import (
+    FencedError,
+    Store,
+    StoredRun,
+    StoreError,
+    StoreUnavailableError,
+)
+from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command, CreateRun
 from pilotage.runtime.effects import Effect
-from pilotage.runtime.graph import StepGraph
+from pilotage.runtime.graph import StepGraph, bits
 from pilotage.runtime.machine import blank_run
 from pilotage.runtime.state import RunState, blank_chunks, chunked, rebuild
+from pilotage.runtime.status import StepType
 
 logger = logging.getLogger(__name__)
 
-ASK_TIMEOUT_SECS = 20.0
+ASK_TIMEOUT_SECS = 10.0
 """How long a caller waits for a run; a command that is late may still be carried out."""
+OPEN_WAIT_SECS = 5.0
+"""How long a caller waits for the recovery at the start."""
 MAX_RESTARTS, RESTART_WINDOW_SECS = 5, 60.0
 NOTIFY_RETRY_SECS = 0.05
+SINGLE_RECORDS = 8
+MAX_NOTES = 1_000
+"""Messages in a mailbox beyond which progress and log lines are dropped."""
 
 GraphOf = Callable[[str], Awaitable[StepGraph]]
+RunLimit = Callable[[str], Awaitable[int]]
 
 
 class Entry:
-    """One run in memory. `actor` is None while it is being loaded or waits for its restart."""
+    """One run in memory. `ref` is None while it is being loaded or waits for its restart; what
+    comes meanwhile is in `waiting`. `ready` is done when that is over.
+    """
 
     __slots__ = ("actor", "intensity", "ready", "ref", "waiting")
 
     def __init__(self) -> None:
         self.ref: LoopRef[RunActor] | None = None
         self.actor: RunActor | None = None
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ready: asyncio.Future[None] | None = None
         self.intensity: RestartIntensity | None = None
-        self.waiting: list[object] = []
+        self.waiting: list[object] | None = None
+
+    def hold(self) -> None:
+        self.ref = self.actor = None
+        if self.ready is None:
+            self.ready = asyncio.get_running_loop().create_future()
+
+    def over(self, error: Exception | None = None) -> list[object]:
+        """The wait is over; what had waited."""
+        ready, self.ready = self.ready, None
+        if ready is not None and not ready.done():
+            if error is None:
+                ready.set_result(None)
+            else:
+                ready.set_exception(error)
+                ready.exception()  # nobody may be waiting
+        waiting, self.waiting = self.waiting or [], None
+        return waiting
 
 
 class Supervisor:
-    """`graph_of(version_id)` gives the shared step graph of a workflow version."""
+    """`graph_of(version_id)` gives the shared step graph of a workflow version, `run_limit` the
+    `max_concurrent_runs` of a workflow.
+    """
 
-    def __init__(self, store: Store, services: Services, graph_of: GraphOf) -> None:
+    def __init__(
+        self, store: Store, services: Services, graph_of: GraphOf, run_limit: RunLimit
+    ) -> None:
         self._store = store
         self._services = services
         self._graph_of = graph_of
+        self._run_limit = run_limit
         self._entries: dict[str, Entry] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._opened = asyncio.Event()
         self._closing = False
         self.quarantined: dict[str, str] = {}
+
+    def open(self) -> None:
+        """Every active run is in memory: commands are taken from now on."""
+        self._opened.set()
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -127,51 +174,64 @@ class Supervisor:
     async def ask(self, run_id: str, message: object) -> Any:
         """Ask the run's actor, loading the run if need be.
 
-        Raises `NotFoundError`, `ConflictError` (quarantined), `UnavailableError`.
+        Raises `NotFoundError`, `QuarantinedError`, `UnavailableError`.
         """
-        try:
+        self._refuse_if_away()
+        await self._wait_open()
+        with _in_bounded_time():
             async with asyncio.timeout(ASK_TIMEOUT_SECS):
                 return await self._ask(run_id, message)
-        except TimeoutError:
-            raise UnavailableError(
-                "the run did not answer in time; the command may still be carried out, look at"
-                " the run before sending it again"
-            ) from None
-        except MailboxFullError:
-            raise UnavailableError("the run has too many messages waiting") from None
-        except StoreUnavailableError as error:
-            raise UnavailableError(f"the store is away: {error}") from None
-        except FencedError as error:
-            raise UnavailableError(str(error)) from None
+
+    def _refuse_if_away(self) -> None:
+        """While the store is away nothing new is taken on: what cannot be stored piles up."""
+        if self._closing:
+            raise UnavailableError("the server is stopping", 5)
+        writer = self._services.writer
+        if not writer.healthy:
+            raise UnavailableError(f"the store is away: {writer.last_error}")
+
+    async def _wait_open(self) -> None:
+        if not self._opened.is_set():
+            try:
+                async with asyncio.timeout(OPEN_WAIT_SECS):
+                    await self._opened.wait()
+            except TimeoutError:
+                raise UnavailableError("the server is still recovering its runs") from None
 
     async def _ask(self, run_id: str, message: object) -> Any:
         while True:
-            entry = self._entries.get(run_id)
-            if entry is None:
-                entry = await self._load(run_id)
+            entry = self._entries.get(run_id) or self._load_soon(run_id)
             if entry.ref is None:
+                assert entry.ready is not None  # `hold` made it
                 await asyncio.shield(entry.ready)
                 continue
             try:
                 answer = await entry.ref.ask(message, block=False)
+            except (ActorDeadError, AlreadyExistsError):
+                if self._closing:
+                    raise UnavailableError("the server is stopping", 5) from None
+                await asyncio.sleep(0)  # its end is being noted; then it is loaded again
+            else:
                 self._release_if_done(run_id, entry)
                 return answer
-            except ActorDeadError:
-                if self._closing:
-                    raise UnavailableError("the server is stopping") from None
-                await asyncio.sleep(0)  # its end is being noted; then it is loaded again
 
     def notify(self, run_id: str, message: object) -> None:
-        """Tell the run something that happened; it is kept while the run is not ready for it."""
+        """Tell the run something that happened; it is kept while the run is not ready for it.
+
+        Every active run is in memory: for one that is not, the message is too late.
+        """
         entry = self._entries.get(run_id)
         if entry is None:
-            self._spawn_task(self._notify_late(run_id, message))
-        elif entry.ref is None:
-            entry.waiting.append(message)
-        else:
+            if isinstance(message, AttemptCompleted | AttemptFailed):
+                self._services.count("pilotage_late_results_total")
+        elif entry.ref is not None:
             self._tell(run_id, entry.ref, message)
+        elif not isinstance(message, AttemptNote | Release):
+            entry.waiting = [*(entry.waiting or ()), message]
 
     def _tell(self, run_id: str, ref: LoopRef[RunActor], message: object) -> None:
+        if isinstance(message, AttemptNote) and ref.cell.depth() >= MAX_NOTES:
+            return
         try:
             ref.tell(message)
         except MailboxFullError:
@@ -182,37 +242,27 @@ class Supervisor:
             if not self._closing:
                 loop.call_soon(self.notify, run_id, message)
 
-    async def _notify_late(self, run_id: str, message: object) -> None:
-        """For a run that has left memory: a late result, which is counted, or a stray timer."""
-        try:
-            await self.ask(run_id, message)
-        except (NotFoundError, ConflictError):
-            return
-        except UnavailableError as error:
-            logger.warning("run %s could not be told %s: %s", run_id, message, error)
-
     # --- coming and going ----------------------------------------------------------------------
 
+    def knows(self, run_id: str) -> bool:
+        """Whether the run is in memory, or is known to be in the store and not readable."""
+        return run_id in self._entries or run_id in self.quarantined
+
     async def create(self, graph: StepGraph, message: object, create: CreateRun) -> Answer:
-        """Make a run. `AlreadyExistsError` if the store has one of that id."""
+        """Make a run. `AlreadyExistsError` if there is one of that id."""
+        self._refuse_if_away()
         run_id = create.head.id
-        if run_id in self._entries:
+        if self.knows(run_id):
             raise AlreadyExistsError(run_id)
         entry = self._entries[run_id] = Entry()
-        self._spawn(entry, run_id, blank_run(create.head, graph), {}, stored=False)
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_SECS):
-                assert entry.ref is not None  # just spawned
-                answer: Answer = await entry.ref.ask(message, block=False)
-                return answer
-        except TimeoutError:
-            raise UnavailableError(
-                "the store did not answer in time; the run may still be created"
-            ) from None
-        except ActorDeadError:
-            raise UnavailableError("the run could not be stored") from None
-        except (StoreUnavailableError, FencedError) as error:
-            raise UnavailableError(str(error)) from None
+        ref = self._spawn(entry, run_id, blank_run(create.head, graph), {}, stored=False)
+        with _in_bounded_time():
+            try:
+                async with asyncio.timeout(ASK_TIMEOUT_SECS):
+                    answer: Answer = await ref.ask(message, block=False)
+                    return answer
+            except ActorDeadError:
+                raise UnavailableError("the run could not be stored") from None
 
     def _spawn(
         self,
@@ -222,37 +272,65 @@ class Supervisor:
         outbox: dict[str, Effect],
         *,
         stored: bool,
-    ) -> None:
+        first: object = None,
+    ) -> LoopRef[RunActor]:
+        """`first`: what the actor is told before anything that has waited."""
         actor = RunActor(self._services.dispatcher, run_id, self._services, state, stored=stored)
         actor.restore_outbox(outbox)
         entry.actor = actor
-        ref: LoopRef[RunActor] = actor.actor_ref
-        watch(ref, self._terminated)
-        entry.ref = actor.launch()
-        waiting, entry.waiting = entry.waiting, []
-        if not entry.ready.done():
-            entry.ready.set_result(None)
+        watch(actor.actor_ref, self._terminated)
+        ref = entry.ref = actor.launch()
+        waiting = entry.over()
+        if first is not None:
+            self._tell(run_id, ref, first)
         for message in waiting:
-            self._tell(run_id, entry.ref, message)
+            self._tell(run_id, ref, message)
+        return ref
 
-    async def _load(self, run_id: str) -> Entry:
+    def _load_soon(self, run_id: str) -> Entry:
         if self._closing:
-            raise UnavailableError("the server is stopping")
+            raise UnavailableError("the server is stopping", 5)
         if run_id in self.quarantined:
             raise _quarantined(run_id, self.quarantined[run_id])
         entry = self._entries[run_id] = Entry()
-        try:
-            stored = (await self._store.load_runs([run_id]))[0]
-            if stored is None:
-                raise NotFoundError(f'unknown workflow run "{run_id}"')
-            state = await self.decode(stored)
-        except BaseException as error:
-            del self._entries[run_id]
-            entry.ready.set_exception(error)
-            entry.ready.exception()  # nobody may be waiting
-            raise
-        self._spawn(entry, run_id, state, _outbox(stored.outbox), stored=True)
+        entry.hold()
+        self._spawn_task(self._load(run_id, entry))  # not the asker's: others may wait for it too
         return entry
+
+    async def _load(self, run_id: str, entry: Entry) -> None:
+        try:
+            loaded = await self._read(run_id)
+        except Exception as error:  # noqa: BLE001  everybody who waits for the run gets it
+            self._forget(run_id, entry, error)
+            return
+        if loaded is None:
+            self._forget(run_id, entry, NotFoundError(f'unknown workflow run "{run_id}"'))
+        else:
+            self._spawn_loaded(run_id, entry, loaded)
+
+    def _spawn_loaded(self, run_id: str, entry: Entry, loaded: Loaded) -> None:
+        state, outbox, records = loaded
+        active = outbox or not state.status.is_terminal
+        first = Resume(records=records, again=True) if active else None
+        self._spawn(entry, run_id, state, outbox, stored=True, first=first)
+
+    async def _read(self, run_id: str) -> Loaded | None:
+        """The run as it is stored. One that cannot be read is quarantined."""
+        stored = (await self._store.load_runs([run_id]))[0]
+        if stored is None:
+            return None
+        try:
+            state = await self.decode(stored)
+            outbox = _outbox(stored.outbox)
+        except (StoreUnavailableError, UnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001  whatever is wrong with it
+            self.quarantine_unreadable(run_id, error)
+            raise _quarantined(run_id, self.quarantined[run_id]) from None
+        workflow_id, admission = state.head.workflow_id, self._services.admission
+        if not admission.knows_run_limit(workflow_id):
+            admission.know_run_limit(workflow_id, await self._run_limit(workflow_id))
+        return state, outbox, await open_records(self._store, state)
 
     def adopt(self, state: RunState, outbox: Mapping[str, bytes]) -> None:
         """Take in a run that was loaded at the start; `resume` lets it act."""
@@ -260,8 +338,13 @@ class Supervisor:
             entry = self._entries[state.id] = Entry()
             self._spawn(entry, state.id, state, _outbox(outbox), stored=True)
 
-    def resume(self, run_id: str) -> None:
-        self.notify(run_id, Resume())
+    def resume(self, run_id: str, records: Records) -> None:
+        self.notify(run_id, Resume(records=records))
+
+    def wake(self, run_id: str) -> None:
+        """Load a run that has something to do and is not in memory."""
+        if run_id not in self._entries:
+            self._load_soon(run_id)
 
     def _release_if_done(self, run_id: str, entry: Entry) -> None:
         """A finished run was loaded for one message: it leaves memory again."""
@@ -270,42 +353,37 @@ class Supervisor:
             self.notify(run_id, Release())
 
     def _terminated(self, end: Terminated) -> None:
-        run_id = end.urn
+        run_id, reason = end.urn, end.reason
         entry = self._entries.get(run_id)
         if entry is None or entry.ref is not end.ref:
             return
-        actor, entry.ref, entry.actor = entry.actor, None, None
-        reason = end.reason
-        if reason is None or self._closing or isinstance(reason, AlreadyExistsError | FencedError):
-            self._forget(run_id, entry)
+        state = None if entry.actor is None else entry.actor.published
+        entry.hold()
+        if reason is None or self._closing or state is None:
+            self._forget(run_id, entry)  # it is done, or was never stored
             return
-        if actor is None or actor.published is None:
-            self._forget(run_id, entry)  # it was never stored: there is nothing to restart
-            return
-        entry.ready = asyncio.get_running_loop().create_future()
         if entry.intensity is None:
             entry.intensity = RestartIntensity(MAX_RESTARTS, RESTART_WINDOW_SECS)
         delay = entry.intensity.next_delay(self._services.clock.monotonic())
         if delay is None:
-            self._quarantine(run_id, entry, reason)
+            self._quarantine(run_id, entry, state, reason)
         else:
+            logger.warning("run %s is started again from its stored state", run_id)
             self._spawn_task(self._restart(run_id, entry, delay))
 
-    def _forget(self, run_id: str, entry: Entry) -> None:
-        del self._entries[run_id]
-        waiting, entry.waiting = entry.waiting, []
-        if not entry.ready.done():
-            entry.ready.set_result(None)
-        for message in waiting:
+    def _forget(self, run_id: str, entry: Entry, error: Exception | None = None) -> None:
+        if self._entries.get(run_id) is entry:
+            del self._entries[run_id]
+        for message in entry.over(error):
             self.notify(run_id, message)
 
-    def _quarantine(self, run_id: str, entry: Entry, reason: BaseException) -> None:
-        text = f"{type(reason).__name__}: {reason}"
-        logger.error("run %s is quarantined: %s", run_id, text)
-        self.quarantined[run_id] = text
-        del self._entries[run_id]
-        if not entry.ready.done():
-            entry.ready.set_result(None)
+    def _quarantine(
+        self, run_id: str, entry: Entry, state: RunState, reason: BaseException
+    ) -> None:
+        """It keeps its status and its workflow's slot until an operator decides about it."""
+        self.quarantine_unreadable(run_id, reason)
+        withdraw(self._services, state)
+        self._forget(run_id, entry)
 
     async def _restart(self, run_id: str, entry: Entry, delay: float) -> None:
         """One-for-one: the run starts again from its snapshot; the store may be away for long."""
@@ -313,52 +391,90 @@ class Supervisor:
         while True:
             await asyncio.sleep(pause)
             try:
-                stored = (await self._store.load_runs([run_id]))[0]
-                state = None if stored is None else await self.decode(stored)
-            except StoreUnavailableError:
+                loaded = await self._read(run_id)
+            except (StoreError, UnavailableError) as error:
+                logger.debug("run %s cannot be loaded yet: %s", run_id, error)
                 pause = min(pause * 2, 5.0)
-                continue
-            except Exception as error:
-                self._quarantine(run_id, entry, error)
+            except QuarantinedError as error:
+                self._forget(run_id, entry, error)
                 return
-            break
-        if stored is None or state is None:
-            self._forget(run_id, entry)
-            return
-        self._spawn(entry, run_id, state, _outbox(stored.outbox), stored=True)
-        self.resume(run_id)
+            else:
+                if loaded is None:
+                    self._forget(run_id, entry)
+                else:
+                    self._spawn_loaded(run_id, entry, loaded)
+                return
 
-    def release_quarantined(self, run_id: str) -> None:
-        """Let a quarantined run be loaded again."""
-        if self.quarantined.pop(run_id, None) is None:
-            raise NotFoundError(f'no run "{run_id}" is quarantined')
-
-    def quarantine_unreadable(self, run_id: str, error: Exception) -> None:
-        """A run that cannot be loaded at the start; it never takes others with it."""
+    def quarantine_unreadable(self, run_id: str, error: BaseException) -> None:
+        """A run that cannot be loaded or fails again and again; it never takes others with it."""
         text = f"{type(error).__name__}: {error}"
         logger.error("run %s is quarantined: %s", run_id, text)
         self.quarantined[run_id] = text
 
-    def _spawn_task(self, work: Any) -> None:
+    def _spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Stop all run actors; nothing is written any more."""
+        """Nothing goes out any more, and whoever still waits is told so."""
         self._closing = True
+        self._opened.set()
         for task in list(self._tasks):
             task.cancel()
-        refs = [e.ref for e in self._entries.values() if e.ref is not None]
-        for ref in refs:
-            ref.kill(ActorDeadError("the server is stopping"))
+        for entry in list(self._entries.values()):
+            if entry.actor is not None:
+                entry.actor.abandon()
+            entry.over(UnavailableError("the server is stopping", 5))
         await asyncio.sleep(0)
 
 
-def _quarantined(run_id: str, reason: str) -> ConflictError:
-    return ConflictError(
+Records = Mapping[tuple[int, int], JobRunRecord]
+Loaded = tuple[RunState, dict[str, Effect], Records]
+
+
+async def open_records(store: Store, state: RunState) -> Records:
+    """The stored job runs of the attempts in progress: what they logged so far is kept."""
+    wanted = [
+        (i, state.step(i).attempt)
+        for i in bits(state.masks.running)
+        if state.graph.steps[i].step_type is StepType.JOB
+    ]
+    if not wanted or state.status.is_terminal:
+        return {}
+    if len(wanted) > SINGLE_RECORDS:
+        found: Mapping[tuple[int, int], bytes | None] = await store.job_runs(state.id)
+    else:
+        found = {key: await store.job_run(state.id, *key) for key in wanted}
+    return {
+        key: codec.decode_record(data, JobRunRecord)
+        for key in wanted
+        if (data := found.get(key)) is not None
+    }
+
+
+@contextmanager
+def _in_bounded_time() -> Generator[None]:
+    """What goes wrong on the way to an actor, as the one thing a caller can do about it."""
+    try:
+        yield
+    except TimeoutError:
+        raise UnavailableError(
+            "the run did not answer in time; the command may still be carried out, look at"
+            " the run before sending it again"
+        ) from None
+    except MailboxFullError:
+        raise UnavailableError("the run has too many messages waiting") from None
+    except FencedError as error:
+        raise UnavailableError(str(error), 5) from None
+    except StoreError as error:
+        raise UnavailableError(f"the store is away: {error}") from None
+
+
+def _quarantined(run_id: str, reason: str) -> QuarantinedError:
+    return QuarantinedError(
         f'run "{run_id}" is quarantined and takes no commands: {reason}; release it to load it'
-        " again"
+        " again, or discard it"
     )
 
 

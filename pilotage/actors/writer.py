@@ -38,11 +38,18 @@ MAX_PAUSE_SECS = 2.0
 class Dirty(Protocol):
     """Who has something to write."""
 
-    def collect(self) -> RunWrite:
-        """The newest state; until `stored` nothing more may change."""
+    def collect(self) -> RunWrite | None:
+        """The newest state; until `stored` nothing more may change. None: nothing any more."""
         ...
 
     def stored(self, verdict: Verdict) -> None: ...
+
+    def failed(self, error: Exception) -> None:
+        """Its write cannot be made, or the answer not be taken."""
+        ...
+
+
+Batch = list[tuple[Dirty, RunWrite]]
 
 
 class Writer:
@@ -60,6 +67,7 @@ class Writer:
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._fenced = False
+        self._retrying = False
         self.healthy = True
         self.batches = 0
         self.writes = 0
@@ -71,6 +79,11 @@ class Writer:
     @property
     def fenced(self) -> bool:
         return self._fenced
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is dirty or on its way."""
+        return not self._idle.is_set()
 
     def submit(self, dirty: Dirty) -> None:
         """Note that `dirty` has something to write; once until it was collected."""
@@ -96,31 +109,45 @@ class Writer:
                 self._idle.set()
                 await self._wake.wait()
                 continue
-            batch, writes = self._take()
-            if not batch:
-                continue
-            verdicts = await self._commit(writes)
-            for dirty, verdict in zip(batch, verdicts, strict=True):
-                try:
-                    dirty.stored(verdict)
-                except Exception:
-                    logger.exception("a run could not take the verdict %s", verdict)
+            batch = self._take()
+            if batch:
+                await self._write(batch)
 
-    def _take(self) -> tuple[list[Dirty], list[RunWrite]]:
-        batch: list[Dirty] = []
-        writes: list[RunWrite] = []
+    def _take(self) -> Batch:
+        batch: Batch = []
         size = 0
         while self._dirty and len(batch) < MAX_RUNS and size < MAX_BYTES:
             dirty = self._dirty.popleft()
             try:
                 write = dirty.collect()
-            except Exception:
+            except Exception as error:
                 logger.exception("a run could not be written")
+                dirty.failed(error)
                 continue
-            batch.append(dirty)
-            writes.append(write)
-            size += _size(write)
-        return batch, writes
+            if write is not None:
+                batch.append((dirty, write))
+                size += _size(write)
+        return batch
+
+    async def _write(self, batch: Batch) -> None:
+        """One round trip; if the batch as a whole cannot be taken, each of its writes by itself."""
+        try:
+            verdicts = await self._commit([write for _, write in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                logger.exception("a batch of %d runs is written one by one", len(batch))
+                for one in batch:
+                    await self._write([one])
+                return
+            logger.exception("run %s could not be written", batch[0][1].run_id)
+            batch[0][0].failed(error)
+            return
+        for (dirty, write), verdict in zip(batch, verdicts, strict=True):
+            try:
+                dirty.stored(verdict)
+            except Exception as error:
+                logger.exception("run %s could not take its verdict %s", write.run_id, verdict)
+                dirty.failed(error)
 
     async def _commit(self, writes: list[RunWrite]) -> list[Verdict]:
         pause = FIRST_PAUSE_SECS
@@ -128,18 +155,15 @@ class Writer:
             try:
                 verdicts = await self._store.commit(writes, self._fence())
             except StoreUnavailableError as error:
-                if self.healthy:
-                    logger.warning("the store is away, runs keep their place: %s", error)
-                self.healthy = False
-                self.last_error = str(error)
+                self._retrying = True
+                self.is_away(str(error))
                 await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311  spreads retries
                 pause = min(pause * 2, MAX_PAUSE_SECS)
                 continue
             except FencedError:
                 verdicts = [Verdict.FENCED] * len(writes)
-            if not self.healthy:
-                logger.warning("the store is back")
-            self.healthy = True
+            self._retrying = False
+            self.is_back()
             self.batches += 1
             self.writes += len(writes)
             if Verdict.FENCED in verdicts and not self._fenced:
@@ -147,8 +171,24 @@ class Writer:
                 self._on_fenced()
             return verdicts
 
+    def is_away(self, why: str) -> None:
+        """The store does not answer; also for those who notice it while nothing is written."""
+        if self.healthy:
+            logger.warning("the store is away, runs keep their place: %s", why)
+        self.healthy = False
+        self.last_error = why
+
+    def is_back(self) -> None:
+        """It answers. That is not enough while it refuses what is to be written."""
+        if self._retrying:
+            return
+        if not self.healthy:
+            logger.warning("the store is back")
+        self.healthy = True
+
 
 def _size(write: RunWrite) -> int:
     size = len(write.vitals) + len(write.blob or b"") + len(write.head or b"")
+    size += sum(len(item.data) for item in write.history)
     size += sum(map(len, write.steps.values())) + sum(map(len, write.job_runs.values()))
     return size + sum(map(len, write.outbox_add.values()))

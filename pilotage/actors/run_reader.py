@@ -1,0 +1,119 @@
+"""Reading runs: newest stored state, lists, history, job runs. Reading never wakes a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from pilotage.actors.errors import ConflictError, NotFoundError, UnavailableError
+from pilotage.actors.job_runs import JobRunRecord, JobRunView, job_run_view
+from pilotage.actors.principal import Principal
+from pilotage.actors.supervisor import Supervisor
+from pilotage.persistence import codec
+from pilotage.persistence.port import RunQuery, Store, StoreUnavailableError
+from pilotage.runtime.history import HistoryEntry
+from pilotage.runtime.ids import is_run_id, locate
+from pilotage.runtime.state import RunState
+from pilotage.runtime.views import RunView, StepView, run_view, step_views
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class RunReader:
+    """What of a run is in memory is read there, everything else in the store."""
+
+    def __init__(self, store: Store, supervisor: Supervisor) -> None:
+        self.store = store
+        self._supervisor = supervisor
+
+    async def get_run(self, run_id: str, principal: Principal) -> RunState:
+        """The newest stored state; `NotFoundError` for what the caller may not see."""
+        state = self._supervisor.published(run_id)
+        if state is None and is_run_id(run_id):
+            state = await self._stored_state(run_id)
+        if state is None or not principal.sees(state.head.project_id):
+            raise _unknown_run(run_id)
+        return state
+
+    async def _stored_state(self, run_id: str) -> RunState | None:
+        try:
+            return await self._supervisor.state(run_id)
+        except StoreUnavailableError as error:
+            raise UnavailableError(f"the store is away: {error}") from None
+        except codec.SnapshotError as error:
+            raise ConflictError(f'run "{run_id}" cannot be read: {error}') from None
+
+    async def get_run_view(self, run_id: str, principal: Principal) -> RunView:
+        return self.view(await self.get_run(run_id, principal))
+
+    def view(self, state: RunState) -> RunView:
+        quarantined = state.id in self._supervisor.quarantined
+        return run_view(state.head, state.vitals, quarantined=quarantined)
+
+    async def list_runs(self, query: RunQuery) -> tuple[list[RunView], tuple[int, str] | None]:
+        """A page of runs, newest first, and where the next one starts."""
+        page = await self._stored(lambda: self.store.list_runs(query))
+        quarantined = self._supervisor.quarantined
+        views: list[RunView] = []
+        for row in page.rows:
+            try:
+                head, vitals = codec.decode_head(row.head), codec.decode_vitals(row.vitals)
+            except codec.SnapshotError as error:  # it must not take the whole page with it
+                logger.warning("run %s cannot be listed: %s", row.run_id, error)
+            else:
+                views.append(run_view(head, vitals, quarantined=row.run_id in quarantined))
+        return views, page.next_after
+
+    async def steps(self, run_id: str, principal: Principal) -> list[StepView]:
+        return step_views(await self.get_run(run_id, principal))
+
+    async def history(
+        self, run_id: str, principal: Principal, after: int, limit: int
+    ) -> list[bytes]:
+        """Items after sequence `after`, oldest first, each as JSON text."""
+        state = await self.get_run(run_id, principal)
+        items = await self._stored(lambda: self.store.history(state.id, after, limit))
+        return [
+            msgspec.json.encode(codec.decode_history(item.data, HistoryEntry)) for item in items
+        ]
+
+    async def job_runs(self, run_id: str, principal: Principal) -> list[JobRunView]:
+        """All attempts of all steps, by step in definition order, then by attempt."""
+        state = await self.get_run(run_id, principal)
+        found = await self._stored(lambda: self.store.job_runs(state.id))
+        return [
+            job_run_view(
+                state.head, state.graph, i, n, codec.decode_record(found[i, n], JobRunRecord)
+            )
+            for i, n in sorted(found)
+        ]
+
+    async def job_run(self, job_run_id: str, principal: Principal) -> JobRunView:
+        where = locate(job_run_id)
+        if where is None or where.step is None or where.attempt == 0:
+            raise NotFoundError(f'unknown job run "{job_run_id}"')
+        step, attempt = where.step, where.attempt
+        try:
+            state = await self.get_run(where.run_id, principal)
+        except NotFoundError:
+            raise NotFoundError(f'unknown job run "{job_run_id}"') from None
+        data = await self._stored(lambda: self.store.job_run(state.id, step, attempt))
+        if data is None:
+            raise NotFoundError(f'unknown job run "{job_run_id}"')
+        record = codec.decode_record(data, JobRunRecord)
+        return job_run_view(state.head, state.graph, step, attempt, record)
+
+    async def _stored(self, read: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await read()
+        except StoreUnavailableError as error:
+            raise UnavailableError(f"the store is away: {error}") from None
+
+
+def _unknown_run(run_id: str) -> NotFoundError:
+    return NotFoundError(f'unknown workflow run "{run_id}"')
