@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pilotage.persistence import memory, redis_records
+from pilotage.persistence.keys import Keys, digest
 from pilotage.persistence.port import FencedError
 from tests.contract.store.worlds import RedisWorld, World
 from tests.support.waiting import wait_until
@@ -28,6 +29,17 @@ async def test_events_are_taken_once_and_oldest_first(world: World) -> None:
         assert await keep(world, event_id)
     taken = [await take(world, f"run {i}") for i in range(4)]
     assert taken == [b"event z", b"event a", b"event m", None]
+
+
+async def test_order_holds_when_the_clock_of_the_server_goes_back(redis_world: RedisWorld) -> None:
+    contents, waiting, expiry, _ = Keys("pilotage").events("project")
+    later = digest("key") + f"{1 << 52:014x}" + "before the jump"
+    await redis_world.client.hset(contents, "e" + later, "event before the jump")
+    await redis_world.client.zadd(waiting, {later: 0})
+    await redis_world.client.zadd(expiry, {later: "+inf"})
+    await keep(redis_world, "after")
+    assert await take(redis_world, "a") == b"event before the jump"
+    assert await take(redis_world, "b") == b"event after"
 
 
 async def test_keys_and_projects_are_apart(world: World) -> None:

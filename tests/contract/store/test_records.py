@@ -19,7 +19,7 @@ from pilotage.persistence.port import (
     Verdict,
 )
 from tests.contract.store.building import Life
-from tests.contract.store.worlds import World
+from tests.contract.store.worlds import RedisWorld, World
 from tests.support.waiting import wait_until
 
 
@@ -135,6 +135,22 @@ async def test_a_deleted_record_leaves_nothing(world: World) -> None:
     await world.store.put_record(record(1), world.fence)
 
 
+async def test_a_record_made_anew_elsewhere_while_it_is_deleted_is_deleted_there(
+    redis_world: RedisWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await redis_world.contents()
+    await redis_world.store.put_record(record(1), redis_world.fence)
+    outdated, get_record = [record(1, project_id="elsewhere")], redis_world.store.get_record
+
+    async def late(kind: str, record_id: str) -> Record | None:
+        return outdated.pop() if outdated else await get_record(kind, record_id)
+
+    monkeypatch.setattr(redis_world.store, "get_record", late)
+    assert await redis_world.store.delete_record("workflow", "id-1", redis_world.fence)
+    assert not outdated
+    assert await redis_world.contents() == before
+
+
 @pytest.mark.parametrize("limit", [1, 3, 100])
 @pytest.mark.parametrize("project_id", ["project", "other", None])
 async def test_records_are_listed_newest_first(
@@ -226,6 +242,17 @@ async def test_forgotten_answers_make_room(world: World) -> None:
         assert await world.store.remember(answer(key, ttl_secs=1), world.fence)
     assert not await world.store.remember(answer("d"), world.fence)
     await wait_until(lambda: world.store.remember(answer("d"), world.fence), "there is room")
+
+
+async def test_forgotten_answers_are_not_counted_for_ever(redis_world: RedisWorld) -> None:
+    await redis_world.store.remember(answer("a", ttl_secs=1), redis_world.fence)
+
+    async def only_the_newest() -> bool:
+        await redis_world.store.remember(answer("b"), redis_world.fence)
+        return await redis_world.client.zcard("pilotage:{s0}:idemx:project") == 1
+
+    assert not await only_the_newest()
+    await wait_until(only_the_newest, "the first answer is forgotten")
 
 
 async def test_an_answer_comes_with_its_record(world: World) -> None:

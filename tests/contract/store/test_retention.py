@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from pilotage.persistence.port import FencedError, RunQuery
+from pilotage.persistence.port import FencedError, RunQuery, StoredRun
 from pilotage.runtime.status import RunStatus
 from tests.contract.store.building import Life, changed
 from tests.contract.store.worlds import RedisWorld, World
@@ -66,6 +68,25 @@ async def test_runs_that_still_have_something_to_say_stay(world: World) -> None:
     before = await world.contents()
     assert await world.store.delete_runs([active.id, talking.id], world.fence) == 0
     assert await world.contents() == before
+
+
+async def test_a_run_that_changes_while_it_is_to_be_removed_stays(
+    redis_world: RedisWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = Life(1)
+    await finished(redis_world, life, 1)
+    seen = await redis_world.store.load_runs([life.id])
+    await redis_world.put(life.write(RunStatus.RUNNING))
+    await redis_world.put(life.write(RunStatus.FAILED, keep_until_ms=1))
+
+    async def as_seen(run_ids: Sequence[str]) -> list[StoredRun | None]:
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis_world.store, "load_runs", as_seen)
+        assert await redis_world.store.delete_runs([life.id], redis_world.fence) == 0
+    assert await redis_world.store.load_runs([life.id]) != [None]
+    assert await redis_world.store.delete_runs([life.id], redis_world.fence) == 1
 
 
 async def test_only_the_owner_deletes(world: World) -> None:
