@@ -26,7 +26,7 @@ from pilotage.actors.event_hub import EventHub
 from pilotage.actors.executors.dispatch import Executors
 from pilotage.actors.executors.http_executor import HttpExecutor, HttpSettings
 from pilotage.actors.executors.python_executor import PythonExecutor
-from pilotage.actors.executors.python_jobs import JobRegistry
+from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
 from pilotage.actors.executors.tokens import RunTokens
 from pilotage.actors.gateway import Gateway
 from pilotage.actors.housekeeping import Housekeeping
@@ -333,11 +333,20 @@ class Runtime:
         if len(self.supervisor) >= self.settings.max_active_runs:
             raise too_many(len(self.supervisor), self.settings.max_active_runs)
 
-    async def _job_spec(self, project_id: str, ref: str) -> JobSpec:
+    async def _job_spec(self, project_id: str, ref: str) -> JobSpec | PythonJob:
+        """What does the attempts of a job now. A stored Python job is the function of its slug."""
         job = await self.catalog.job_for_attempt(project_id, ref)
         if not job.enabled:
             raise NotFoundError(f'job "{job.slug}" is disabled')
-        return job.spec
+        if job.spec.execution_mode is not ExecutionMode.PYTHON:
+            return job.spec
+        function = self.registry.get(job.slug)
+        if function is None:
+            raise NotFoundError(
+                f'job "{job.slug}" is a Python job, but no function of that name is registered;'
+                " start the server with the app that has it"
+            )
+        return function
 
     async def _deliver_event(self, run_id: str, command: EventReceived) -> Answer | None:
         try:
