@@ -94,18 +94,15 @@ RETRY_RUN = Move(
 )
 
 
-_ORDER: tuple[str, ...] = tuple(dict.fromkeys(str(s) for s in (*_R, *_S)))
-
-
-def words(statuses: Iterable[str]) -> str:
-    """`a, b or c`, in the order of the status enums."""
+def words(statuses: Iterable[str], order: Iterable[str]) -> str:
+    """`a, b or c`, in the order given."""
     wanted = set(statuses)
-    texts = [status for status in _ORDER if status in wanted]
+    texts = [str(status) for status in order if status in wanted]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
 
 
 def refuse_run(move: Move, status: RunStatus, hint: str = "") -> Rejection:
-    allowed = words(move.allowed)
+    allowed = words(move.allowed, _R)
     text = f"run is {status}; only a {allowed} run can be {move.done}"
     hint = hint or move.hint
     return Rejection(
@@ -117,7 +114,7 @@ def refuse_run(move: Move, status: RunStatus, hint: str = "") -> Rejection:
 
 
 def refuse_step(move: Move, ref: str, status: StepStatus, hint: str = "") -> Rejection:
-    allowed = words(move.allowed)
+    allowed = words(move.allowed, _S)
     text = f'step "{ref}" is {status}; only a {allowed} step can be {move.done}'
     hint = hint or move.hint
     return Rejection(

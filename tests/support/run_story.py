@@ -41,6 +41,8 @@ FAIL, SKIP, GO_ON = OnFailure.FAIL_WORKFLOW, OnFailure.SKIP_DEPENDENTS, OnFailur
 
 def _step(ref: str, after: str | tuple[str, ...], fields: dict[str, Any]) -> StepSpec:
     deps = (after,) if isinstance(after, str) else after
+    if "on_failure" in fields:
+        fields = {**fields, "on_failure": OnFailure(fields["on_failure"])}
     return StepSpec(step_ref=ref, depends_on=tuple(d for d in deps if d), **fields)
 
 
@@ -208,7 +210,7 @@ class Run:
         return self.world.state
 
     @property
-    def status(self) -> RunStatus:
+    def status(self) -> str:
         return self.state.status
 
     @property
