@@ -81,7 +81,7 @@ async def serve_app(
         timeout_graceful_shutdown=max(1, round(grace_secs)),
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]), name="pilotage-http")
+    task = asyncio.create_task(_serve(server, listener), name="pilotage-http")
     while not server.started:
         done, _ = await asyncio.wait({task}, timeout=0.005)
         if done:
@@ -89,6 +89,14 @@ async def serve_app(
             task.result()
             raise PortError(f"the server on {host}:{port} did not start; the log says why")
     return RunningServer(server, listener, task)
+
+
+async def _serve(server: _Server, listener: socket.socket) -> None:
+    """uvicorn leaves a start that failed with `SystemExit`, which would end the whole process."""
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit:
+        return
 
 
 def _listen(host: str, port: int) -> socket.socket:

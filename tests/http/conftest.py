@@ -34,7 +34,7 @@ class Latch:
     """What jobs of a test wait for and report."""
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
-    inputs: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=_nothing)
     failing: bool = True
 
 

@@ -136,7 +136,7 @@ async def test_a_list_of_another_project_is_forbidden(server: Server) -> None:
             path, params={"workflow_run_id": "x"}, headers={"X-Project-Id": OTHER}
         )
         assert answer.status_code == 403, path
-    body = {"slug": "w", "project_id": OTHER, "steps": []}
+    body: dict[str, Any] = {"slug": "w", "project_id": OTHER, "steps": []}
     for path in ("/v1/workflows", "/v1/jobs"):
         assert (await client.post(path, json=body)).status_code == 403
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -126,7 +127,7 @@ async def test_a_body_beyond_the_bound_is_413(client: httpx.AsyncClient) -> None
         assert answer.status_code == 413, path
         assert answer.json()["error"]["code"] == "payload_too_large"
 
-    async def chunks() -> Any:
+    async def chunks() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield b" " * 65_536
 
