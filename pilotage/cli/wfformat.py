@@ -86,7 +86,7 @@ def convert(document: Mapping[str, Any], *, fallback_name: str = "wfformat") -> 
 
 def make_refs(ids: Sequence[str]) -> dict[str, str]:
     """A distinct `step_ref` for each of the distinct ids. An id that can be a ref is its own."""
-    refs = {task_id: task_id for task_id in ids if REF_PATTERN.match(task_id)}
+    refs = {task_id: task_id for task_id in ids if REF_PATTERN.fullmatch(task_id)}
     taken = set(refs)
     for task_id in ids:
         if task_id in refs:

@@ -362,7 +362,7 @@ class _Compiler:
 
     def ref(self, obj: dict[str, Any], path: str) -> str:
         ref = obj.get("step_ref")
-        if isinstance(ref, str) and REF_PATTERN.match(ref):
+        if isinstance(ref, str) and REF_PATTERN.fullmatch(ref):
             self.refs.add(ref)
             return ref
         if "step_ref" in obj:

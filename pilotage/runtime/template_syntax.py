@@ -15,7 +15,7 @@ import msgspec
 
 from pilotage.runtime.jsonvalues import json_problems, show
 
-REF_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
+REF_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What a `step_ref` looks like."""
 
 _NAME = re.compile(r"[\w$@-]+")
@@ -176,7 +176,7 @@ class _Parser:
 
     def step_path(self, keys: tuple[Key, ...], text: str) -> Expression:
         ref = keys[0] if keys else ""
-        if not isinstance(ref, str) or not REF_PATTERN.match(ref):
+        if not isinstance(ref, str) or not REF_PATTERN.fullmatch(ref):
             self.fail('expected "steps.REF.output" or "steps.REF.status"')
         if keys[1:2] == ("output",):
             return Expression(root=Root.OUTPUT, text=text, ref=ref, keys=keys[2:])

@@ -25,9 +25,9 @@ MAX_EXPRESSION_DEPTH: Final = 100
 MAX_OUTPUT_BYTES: Final = 1024 * 1024
 """The largest output of a step."""
 
-MAX_WORK: Final = 20_000_000
-"""About 0.1 µs each: a value or character read is 2, an element flattened or sliced 4, a node of
-the expression visited 10."""
+MAX_WORK: Final = 10_000_000
+"""About 0.1 µs each: a value or character read is 2, an element sliced or flattened 4, a node of
+the expression visited 10. So that an output of 1 MiB can be filtered and reshaped once or twice."""
 
 _VISIT_WORK = 10
 _COPY_WORK = 4
@@ -62,7 +62,8 @@ class _Interpreter(TreeInterpreter):
         base = self.visit(node["children"][0], value)
         if not is_array(base):
             return None
-        self.charge(_COPY_WORK * sum(len(item) if is_array(item) else 1 for item in base))
+        self.charge(_COPY_WORK * len(base))
+        self.charge(_COPY_WORK * sum(len(item) for item in base if is_array(item)))
         merged: list[Any] = []
         for item in base:
             if is_array(item):
@@ -108,7 +109,7 @@ def weight(values: Iterable[Any], limit: int) -> int:
         if isinstance(item, str):
             total += len(item)
         elif is_object(item):
-            total += sum(map(len, item))
+            total += sum(len(str(key)) for key in item)
             stack.extend(item.values())
         elif is_array(item):
             if len(item) > limit:

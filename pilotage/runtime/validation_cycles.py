@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -110,14 +111,13 @@ class _KnotSearch:
 def _shortest_cycle(start: int, knot: set[int], edges: Sequence[Sequence[int]]) -> list[int]:
     """Breadth first from `start` back to it, within the knot."""
     came_from: dict[int, int] = {}
-    queue = [start]
-    for node in queue:  # grows while it is read
+    queue = deque([start])
+    while start not in came_from:
+        node = queue.popleft()
         for successor in edges[node]:
             if successor in knot and successor not in came_from:
                 came_from[successor] = node
                 queue.append(successor)
-        if start in came_from:
-            break
     path = [came_from[start]]
     while path[-1] != start:
         path.append(came_from[path[-1]])
