@@ -88,18 +88,14 @@ def propagate(d: Draft) -> None:
     """Tell the dependents of every step that ended or was taken back."""
     while True:
         if d.newly_blocking:
-            i = d.newly_blocking.pop(0)
-            if d.blocking >> i & 1:
-                _spread_block(d, i)
+            _spread_block(d, d.newly_blocking.pop(0))
         elif d.newly_unsatisfied:
             i = d.newly_unsatisfied.pop()
             if not d.satisfied >> i & 1:
                 _withdraw_ready(d, i)
         elif d.newly_satisfied:
-            i = d.newly_satisfied.pop()
-            if d.satisfied >> i & 1:
-                for j in d.graph.dependents[i]:
-                    consider(d, j)
+            for j in d.graph.dependents[d.newly_satisfied.pop()]:
+                consider(d, j)
         else:
             return
 

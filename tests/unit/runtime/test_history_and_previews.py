@@ -96,6 +96,10 @@ def test_items_say_what_is_particular_to_them() -> None:
     ]
 
 
+def test_a_wait_without_end_names_no_time() -> None:
+    assert brief(Run(approval("a")))[-1] == ("step_parked", "a", None, {"waiting_for": "approval"})
+
+
 def test_retries_and_children_are_told() -> None:
     run = Run(job("a", retry_max_attempts=2), sub("s"))
     child = run.step("s").child_run_id

@@ -101,6 +101,7 @@ def test_what_can_be_delivered_is_not_reported_as_lost() -> None:
     run = Run(job("a"), job("b"), sub("s"))
     run.give(c.AttemptAccepted(step=0, attempt=1))
     assert undeliverable(run.state) == []
+    assert [e.step for e in attempts_in_progress(run.state)] == [0, 1]
 
 
 def test_a_child_is_made_from_the_state_or_not_at_all() -> None:
