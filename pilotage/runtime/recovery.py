@@ -52,7 +52,7 @@ def recovery_effects(state: RunState, now: int) -> list[Effect]:
 def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
     step, spec = d.step(i), d.graph.steps[i]
     if step.due_ms is not None:
-        effects.append(ScheduleTimer(step=i, due_ms=step.due_ms))
+        effects.append(ScheduleTimer(step=i, due_ms=_due_ms(d, i, step.due_ms)))
     if step.wait is WaitingFor.EVENT and step.event_key is not None:
         effects.append(ParkEvent(step=i, attempt=step.attempt, event_key=step.event_key))
     elif step.wait is WaitingFor.JOB_LIMIT:
@@ -67,6 +67,15 @@ def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
             )
         except TemplateError:
             return  # see `undeliverable`; a child was created before its input could change
+
+
+def _due_ms(d: Draft, i: int, due_ms: int) -> int:
+    """When the step's timer fires. An attempt that is dispatched again gets its whole time again:
+    it must not run into a timeout that passed while nobody was there to run it."""
+    step, spec = d.step(i), d.graph.steps[i]
+    if step.status is not StepStatus.RUNNING or step.accepted:
+        return due_ms
+    return max(due_ms, d.now + round(timeout_secs(spec, policy_of(spec, d.head.policies)) * 1000))
 
 
 def _attempt(d: Draft, i: int) -> StartAttempt:

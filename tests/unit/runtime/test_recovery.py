@@ -112,3 +112,10 @@ def test_a_child_is_made_from_the_state_or_not_at_all() -> None:
     assert not [e for e in recovered(run) if isinstance(e, StartChild)]
     with pytest.raises(TemplateError, match=r"steps\.a\.output\.x"):
         start_of_child(run.state, 1, run.now)
+
+
+def test_an_attempt_that_is_dispatched_again_gets_its_whole_time_again() -> None:
+    run = Run(job("a", timeout_secs_override=10), sleep("b", secs=5))
+    late = run.now + 60_000
+    timers = [e for e in recovery_effects(run.state, late) if isinstance(e, ScheduleTimer)]
+    assert {t.step: t.due_ms for t in timers} == {0: late + 10_000, 1: run.now + 5_000}
