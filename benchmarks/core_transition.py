@@ -1,9 +1,9 @@
 """core_transition: what one transition of a run costs in the core, without actors and store.
 
-us_10_steps, us_50_steps, us_5000_steps   CPU time of one `step`: a chain of that many job steps, each
-                                         completed with a small output; the median of the rounds
-us_wide_5000                             the same in a run of 5,000 independent steps, of which 10
-                                         run at a time
+us_10_steps    CPU time of one `step`: a chain of that many job steps, each completed with a small
+us_50_steps    output; the median of the rounds
+us_5000_steps
+us_wide_5000   the same in a run of 5,000 independent steps, of which 10 run at a time
 
 A completed step makes two to three events and two effects. Goal: under 25 us at 10 steps, and a
 cost that follows what changed, not the size of the run.
