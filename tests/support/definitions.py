@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from pilotage.runtime.errors import DefinitionError
+
+_T = TypeVar("_T")
+_E = TypeVar("_E", bound=Exception)
 
 
 class FakeResolver:
@@ -44,3 +47,11 @@ def problems_of(parse: Callable[[], object]) -> list[str]:
     with pytest.raises(DefinitionError) as caught:
         parse()
     return list(caught.value.problems)
+
+
+def outcome(call: Callable[[], _T], kind: type[_E]) -> _T | _E:
+    """What the call answers, or the error of that kind that it ends in."""
+    try:
+        return call()
+    except kind as error:
+        return error
