@@ -95,7 +95,7 @@ def skip(d: Draft, c: SkipStep) -> Reply | Rejection:
         return refuse_step(move, spec.step_ref, step.status)
     if d.status.is_terminal:
         reopen(d, slot=c.slot)
-    reason = None if c.reason is None else clipped(c.reason)
+    reason = clipped(c.reason) if c.reason else None
     d.emit(
         StepSkipped(at_ms=d.now, actor=c.actor, step=c.step, by=SkippedBy.OPERATOR, reason=reason)
     )
