@@ -26,7 +26,7 @@ from pilotage.actors.errors import (
     UnavailableError,
 )
 from pilotage.actors.event_hub import EventReceipt
-from pilotage.actors.idempotency import Idempotency
+from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.messages import Answer, MakeRecord, Remember
 from pilotage.actors.principal import Principal
 from pilotage.actors.quarantine import Quarantine
@@ -47,6 +47,7 @@ from pilotage.runtime.commands import (
     RetryStep,
     SkipStep,
 )
+from pilotage.runtime.graph import bits
 from pilotage.runtime.machine import Transition
 from pilotage.runtime.preview import Preview, preview
 from pilotage.runtime.replies import ResetSteps
@@ -335,6 +336,23 @@ class Gateway(RunReader):
         job = (state.head.project_id, state.graph.steps[i].job_id or "")
         return self._services.admission.step_place(job, run_id, i)
 
+    def notes(self, state: RunState) -> dict[int | None, str]:
+        """What is known beyond the state of why steps do not move, by step (None: the run)."""
+        services, found = self._services, dict[int | None, str]()
+        place = services.admission.run_place(state.head.workflow_id, state.id)
+        if place is not None:
+            found[None] = _placed(place)
+        for i in bits(state.masks.requested):
+            job = (state.head.project_id, state.graph.steps[i].job_id or "")
+            place = services.admission.step_place(job, state.id, i)
+            if place is not None:
+                found[i] = _placed(place)
+        for i in bits(state.masks.running):
+            why = services.executors.why_held(state.id, i, state.step(i).attempt)
+            if why is not None:
+                found[i] = why
+        return found
+
     # --- many runs -----------------------------------------------------------------------------
 
     async def bulk_cancel(
@@ -355,9 +373,17 @@ class Gateway(RunReader):
         return await _each(run_ids, one)
 
     async def bulk_replay(
-        self, run_ids: Sequence[str], principal: Principal, *, dry_run: bool = False
+        self,
+        run_ids: Sequence[str],
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
     ) -> list[BulkItem]:
-        """Failed, timed out and canceled runs as `retry_run`, completed ones from the beginning."""
+        """Failed, timed out and canceled runs as `retry_run`, completed ones from the beginning.
+
+        With `idempotency` each run is replayed once: a repeat gives the run that was made for it.
+        """
 
         async def one(run_id: str) -> BulkItem:
             state = await self.get_run(run_id, principal)
@@ -365,10 +391,25 @@ class Gateway(RunReader):
                 if not state.status.is_terminal:
                     self._creation.preview_again(state, actor=principal.name)  # refuses, says why
                 return BulkItem(workflow_run_id=run_id, status="replayed")
-            made = await self._creation.again(state, actor=principal.name, replay_completed=True)
+            item = None if idempotency is None else idempotency.item(run_id)
+            known = None if item is None else await self._remembered(item)
+            if known is not None:
+                return BulkItem(
+                    workflow_run_id=run_id, status="replayed", new_workflow_run_id=known
+                )
+            made = await self._creation.again(
+                state, actor=principal.name, replay_completed=True, idempotency=item
+            )
             return BulkItem(workflow_run_id=run_id, status="replayed", new_workflow_run_id=made.id)
 
         return await _each(run_ids, one)
+
+    async def _remembered(self, idempotency: Idempotency) -> str | None:
+        """The id of what was made for this key."""
+        data = await self._stored(
+            lambda: self.store.idempotency(idempotency.project_id, idempotency.key)
+        )
+        return None if data is None else recall(data).reference
 
     # --- events --------------------------------------------------------------------------------
 
@@ -457,6 +498,10 @@ def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:
         return idempotency.record(status=200, reference=state.id, body=shown)
 
     return record
+
+
+def _placed(place: QueuePlace) -> str:
+    return f"it is number {place.position} in the queue for {place.limit} slots"
 
 
 def _preview(transition: Transition) -> Preview:

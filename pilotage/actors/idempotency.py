@@ -6,6 +6,8 @@ The record is written in the same atomic step as the run, transition or definiti
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from pilotage.persistence.port import IdempotencyRecord
@@ -33,6 +35,11 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     request_hash: str
     project_id: str = "*"
+
+    def item(self, name: str) -> Idempotency:
+        """The key of one item of a bulk request; its own request is the item itself."""
+        key = hashlib.sha256(f"{self.key}\0{name}".encode()).hexdigest()
+        return Idempotency(key=f"item {key}", request_hash=name, project_id=self.project_id)
 
     def record(
         self, *, status: int, reference: str | None = None, body: bytes | None = None

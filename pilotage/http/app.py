@@ -23,6 +23,7 @@ from pilotage.http.keys import KeysController
 from pilotage.http.limits import FailureLimit, RateLimit
 from pilotage.http.ports import GatewayPort, HttpSettings
 from pilotage.http.problems import on_error
+from pilotage.http.quarantine import QuarantineController
 from pilotage.http.reference import ReferenceController
 from pilotage.http.runs import InsightController, RunsController
 from pilotage.http.steps import StepsController
@@ -38,6 +39,7 @@ V1: Sequence[ControllerRouterHandler] = (
     JobRunsController,
     EventsController,
     KeysController,
+    QuarantineController,
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from litestar import Controller, post
@@ -11,10 +12,10 @@ from litestar.response.base import ASGIResponse
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import ok
 from pilotage.http.bodies import Fields, read_json
-from pilotage.http.call import AnyRequest, acting, api_of, principal_of
+from pilotage.http.call import AnyRequest, acting, api_of
 from pilotage.http.ports import BulkItem
 from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, once
+from pilotage.http.repeats import Answer, idempotency_of, once
 from pilotage.http.runs import WRITE
 
 MAX_RUNS = 100
@@ -63,11 +64,15 @@ def replayed(items: Sequence[BulkItem]) -> BulkReplayed:
     return BulkReplayed(replayed=len(results) - failed, failed=failed, results=results)
 
 
-async def _bulk(
-    request: AnyRequest,
-    do: Callable[[list[str], bool], Awaitable[Sequence[BulkItem]]],
-    show: Callable[[Sequence[BulkItem]], BulkCanceled | BulkReplayed],
-) -> ASGIResponse:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulk request as it came."""
+
+    body: Any
+    run_ids: list[str]
+    dry_run: bool
+
+
+async def asked(request: AnyRequest) -> Asked:
     body = await read_json(request)
     query = Query(request)
     dry_run = query.flag("dry_run")
@@ -75,13 +80,7 @@ async def _bulk(
     run_ids = list(dict.fromkeys(fields.texts("workflow_run_ids", 1, MAX_RUNS)))
     fields.problems += query.problems
     fields.check()
-    if dry_run:
-        return ok(show(await do(run_ids, True)))
-
-    async def act(_: Idempotency | None) -> Answer:
-        return Answer(status=200, body=msgspec.json.encode(show(await do(run_ids, False))))
-
-    return await once(request, principal_of(request).project_id, body, act)
+    return Asked(body=body, run_ids=run_ids, dry_run=dry_run)
 
 
 class BulkController(Controller):
@@ -90,17 +89,30 @@ class BulkController(Controller):
     @post("/bulk-cancel", operation_id="bulk-cancel-workflow-runs", opt=WRITE)
     async def cancel(self, request: AnyRequest) -> ASGIResponse:
         gateway, by = api_of(request).gateway, acting(request)
+        what = await asked(request)
+        if what.dry_run:
+            return ok(canceled(await gateway.bulk_cancel(what.run_ids, by, dry_run=True)))
 
-        async def do(run_ids: list[str], dry_run: bool) -> Sequence[BulkItem]:  # noqa: FBT001
-            return await gateway.bulk_cancel(run_ids, by, dry_run=dry_run)
+        async def act(_: Idempotency | None) -> Answer:
+            """Canceling again what is canceled is a success: nothing needs to be remembered."""
+            items = await gateway.bulk_cancel(what.run_ids, by)
+            return Answer(status=200, body=msgspec.json.encode(canceled(items)))
 
-        return await _bulk(request, do, canceled)
+        return await once(request, by.project_id, what.body, act)
 
     @post("/bulk-replay", operation_id="bulk-replay-workflow-runs", opt=WRITE)
     async def replay(self, request: AnyRequest) -> ASGIResponse:
         gateway, by = api_of(request).gateway, acting(request)
+        what = await asked(request)
+        if what.dry_run:
+            return ok(replayed(await gateway.bulk_replay(what.run_ids, by, dry_run=True)))
 
-        async def do(run_ids: list[str], dry_run: bool) -> Sequence[BulkItem]:  # noqa: FBT001
-            return await gateway.bulk_replay(run_ids, by, dry_run=dry_run)
+        async def act(idempotency: Idempotency | None) -> Answer:
+            """Each run's replay is remembered with it; the answer as a whole afterwards."""
+            items = await gateway.bulk_replay(what.run_ids, by, idempotency=idempotency)
+            return Answer(status=200, body=msgspec.json.encode(replayed(items)))
 
-        return await _bulk(request, do, replayed)
+        async def again(_: str) -> Answer:
+            return await act(idempotency_of(request, by.project_id, what.body))
+
+        return await once(request, by.project_id, what.body, act, again)

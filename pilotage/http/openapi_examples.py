@@ -236,6 +236,11 @@ EXAMPLES: dict[str, Any] = {
         "created_at": _T0,
         "expires_at": "2026-05-01T09:30:00.000Z",
     },
+    "QuarantinedRun": {
+        "workflow_run_id": _RUN_ID,
+        "reason": "its actor failed 5 times within 60 s",
+        "run": {**_RUN, "quarantined": True},
+    },
     "ReasonInput": {"reason": "not needed any more"},
     "CommentInput": {"comment": "looks right"},
     "ResultInput": {"result": {"receipt": "r-7"}},

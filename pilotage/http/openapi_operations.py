@@ -51,6 +51,7 @@ TAGS = {
     "Job runs": "The record of every attempt.",
     "Events": "Messages that steps wait for.",
     "API keys": "Who may do what.",
+    "Quarantine": "Runs that failed inside too often; they take no commands.",
     "Callbacks": "What a job reports that answered 202, under its run token.",
     "Operations": "Health and metrics.",
 }
@@ -391,6 +392,24 @@ _JOBS = {
     "revoke-api-key": Doc(tag="API keys", summary="Revoke an API key", status=204),
 }
 
+_QUARANTINE = {
+    "list-quarantined-runs": Doc(
+        tag="Quarantine",
+        summary="List quarantined runs",
+        query=_PAGED,
+        answer="QuarantinedRun[]",
+    ),
+    "release-quarantined-run": Doc(
+        tag="Quarantine", summary="Load a quarantined run again", status=204
+    ),
+    "discard-quarantined-run": Doc(
+        tag="Quarantine",
+        summary="End a quarantined run",
+        about="It is canceled; 409 if it cannot be read.",
+        status=204,
+    ),
+}
+
 _LATE = (409, 410)
 _CALLBACKS = {
     "complete-job-run": Doc(
@@ -447,6 +466,7 @@ DOCS: dict[str, Doc] = {
     **_STEPS,
     **_WORKFLOWS,
     **_JOBS,
+    **_QUARANTINE,
     **_CALLBACKS,
     **_OPERATIONS,
 }

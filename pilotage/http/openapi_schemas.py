@@ -13,6 +13,7 @@ from pilotage.actors.job_runs import JobRunView
 from pilotage.http.bulk import BulkCanceled, BulkReplayed
 from pilotage.http.events import EventSent
 from pilotage.http.problems import CODES, ErrorDocument
+from pilotage.http.quarantine import QuarantinedRun
 from pilotage.http.resources import ApiKeyView, JobView, WorkflowVersionView, WorkflowView
 from pilotage.http.steps import ResetBody, StepRunBody
 from pilotage.http.workflows import DryRun
@@ -45,6 +46,7 @@ ANSWERS: dict[str, type] = {
     "JobRun": JobRunView,
     "EventSent": EventSent,
     "ApiKey": ApiKeyView,
+    "QuarantinedRun": QuarantinedRun,
     "Error": ErrorDocument,
 }
 """Name in the document to the type that is encoded."""

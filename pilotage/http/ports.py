@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pilotage.actors.catalog import Catalog
@@ -16,6 +16,9 @@ from pilotage.runtime.preview import Preview
 from pilotage.runtime.state import RunState
 from pilotage.runtime.validation import ParsedTrigger
 from pilotage.runtime.views import RunView, StepView
+
+Body = Callable[[RunState], bytes | None]
+"""The answer's body, made of the state that a command led to."""
 
 
 class HttpSettings(Protocol):
@@ -71,13 +74,43 @@ class GatewayPort(Protocol):
     ) -> tuple[Sequence[RunView], tuple[int, str] | None]: ...
     async def steps(self, run_id: str, principal: Principal) -> Sequence[StepView]: ...
     async def cancel(self, run_id: str, principal: Principal, reason: str | None) -> RunState: ...
-    async def pause(self, run_id: str, principal: Principal) -> RunState: ...
-    async def resume(self, run_id: str, principal: Principal) -> RunState: ...
+    async def pause(
+        self,
+        run_id: str,
+        principal: Principal,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState: ...
+    async def resume(
+        self,
+        run_id: str,
+        principal: Principal,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState: ...
     async def approve(
-        self, run_id: str, step_ref: str, principal: Principal, comment: str | None, caller: str
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        comment: str | None,
+        caller: str,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState: ...
     async def reject(
-        self, run_id: str, step_ref: str, principal: Principal, reason: str | None, caller: str
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        reason: str | None,
+        caller: str,
+        *,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState: ...
     async def skip(
         self,
@@ -87,6 +120,8 @@ class GatewayPort(Protocol):
         reason: str | None,
         *,
         dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState | Preview: ...
     async def force_complete(
         self,
@@ -96,12 +131,28 @@ class GatewayPort(Protocol):
         result: bytes | None,
         *,
         dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState | Preview: ...
     async def retry_step(
-        self, run_id: str, step_ref: str, principal: Principal, *, dry_run: bool = False
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> RunState | Preview: ...
     async def replay_subtree(
-        self, run_id: str, step_ref: str, principal: Principal, *, dry_run: bool = False
+        self,
+        run_id: str,
+        step_ref: str,
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
     ) -> int | Preview: ...
     async def retry_run(
         self,
@@ -115,9 +166,27 @@ class GatewayPort(Protocol):
         self, run_ids: Sequence[str], principal: Principal, *, dry_run: bool = False
     ) -> Sequence[BulkItem]: ...
     async def bulk_replay(
-        self, run_ids: Sequence[str], principal: Principal, *, dry_run: bool = False
+        self,
+        run_ids: Sequence[str],
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
     ) -> Sequence[BulkItem]: ...
-    async def pin(self, run_id: str, principal: Principal, *, pinned: bool) -> RunState: ...
+    async def pin(
+        self,
+        run_id: str,
+        principal: Principal,
+        *,
+        pinned: bool,
+        idempotency: Idempotency | None = None,
+        body: Body | None = None,
+    ) -> RunState: ...
+    def notes(self, state: RunState) -> Mapping[int | None, str]: ...
+    @property
+    def quarantined(self) -> Mapping[str, str]: ...
+    async def release_quarantined(self, run_id: str, principal: Principal) -> None: ...
+    async def discard_quarantined(self, run_id: str, principal: Principal) -> None: ...
     async def history(
         self, run_id: str, principal: Principal, after: int, limit: int
     ) -> Sequence[bytes]: ...

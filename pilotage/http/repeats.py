@@ -70,6 +70,18 @@ def client_key(request: AnyRequest) -> str | None:
     return key or None
 
 
+def idempotency_of(request: AnyRequest, project_id: str, body: Any) -> Idempotency | None:
+    """What the request is remembered by; None without a key."""
+    key = client_key(request)
+    if key is None:
+        return None
+    return Idempotency(
+        key=f"{request.method} {request.scope['path']} {key}",
+        request_hash=request_hash(request, body),
+        project_id=project_id,
+    )
+
+
 async def once(
     request: AnyRequest, project_id: str, body: Any, act: Act, again: Again | None = None
 ) -> ASGIResponse:
@@ -78,15 +90,10 @@ async def once(
     `project_id`: the project the key belongs to. `again` is needed where an answer may be larger
     than what is kept.
     """
-    key = client_key(request)
-    if key is None:
+    idempotency = idempotency_of(request, project_id, body)
+    if idempotency is None:
         return (await act(None)).response()
     api = api_of(request)
-    idempotency = Idempotency(
-        key=f"{request.method} {request.scope['path']} {key}",
-        request_hash=request_hash(request, body),
-        project_id=project_id,
-    )
     where = (project_id, idempotency.key)
     if where in api.in_progress:
         raise ConflictError(

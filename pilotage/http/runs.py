@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 from litestar import Controller, delete, get, post
@@ -26,6 +25,7 @@ from pilotage.http.call import (
     required_project,
 )
 from pilotage.http.pages import Listing
+from pilotage.http.ports import Body
 from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.persistence.port import RunQuery
@@ -52,12 +52,19 @@ def wants_representation(request: AnyRequest) -> bool:
     return prefer is not None and b"return=representation" in prefer.lower().replace(b" ", b"")
 
 
+def run_body(request: AnyRequest, state: RunState) -> bytes | None:
+    """The run, for a client that prefers to see it."""
+    if not wants_representation(request):
+        return None
+    return msgspec.json.encode(run_view(state.head, state.vitals))
+
+
 def run_answer(request: AnyRequest, state: RunState) -> Answer:
     """204, or the run for a client that prefers to see it."""
-    if not wants_representation(request):
-        return Answer(status=204, reference=state.id)
-    body = msgspec.json.encode(run_view(state.head, state.vitals))
-    return Answer(status=200, body=body, headers=APPLIED, reference=state.id)
+    body = run_body(request, state)
+    if body is None:
+        return Answer(status=204, stored=True)
+    return Answer(status=200, body=body, headers=APPLIED, stored=True)
 
 
 APPLIED = {"Preference-Applied": "return=representation"}
@@ -91,15 +98,21 @@ async def run_project(request: AnyRequest, run_id: str) -> str:
     return (await api_of(request).gateway.get_run_view(run_id, principal)).project_id
 
 
-async def run_command(
-    request: AnyRequest, run_id: str, do: Callable[[Principal], Awaitable[RunState]]
-) -> ASGIResponse:
-    """A command without parameters that may be repeated without harm."""
+class RunCommand(Protocol):
+    """A command of the gateway that needs nothing but who gives it."""
+
+    async def __call__(
+        self, principal: Principal, /, *, idempotency: Idempotency | None, body: Body
+    ) -> RunState: ...
+
+
+async def run_command(request: AnyRequest, run_id: str, do: RunCommand) -> ASGIResponse:
     body = await read_json(request)
     principal = acting(request)
+    shown = partial(run_body, request)
 
-    async def act(_: Idempotency | None) -> Answer:
-        return run_answer(request, await do(principal))
+    async def act(idempotency: Idempotency | None) -> Answer:
+        return run_answer(request, await do(principal, idempotency=idempotency, body=shown))
 
     async def again(_: str) -> Answer:
         return run_answer(request, await api_of(request).gateway.get_run(run_id, principal))
@@ -211,8 +224,9 @@ class InsightController(Controller):
 
     @get("/explain", operation_id="explain-workflow-run", opt=READ)
     async def explain(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
-        state = await api_of(request).gateway.get_run(run_id, principal_of(request))
-        return ok(explain(state))
+        gateway = api_of(request).gateway
+        state = await gateway.get_run(run_id, principal_of(request))
+        return ok(explain(state, gateway.notes(state)))
 
     @get("/events", operation_id="list-workflow-run-events", opt=READ)
     async def events(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:

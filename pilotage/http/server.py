@@ -92,7 +92,7 @@ async def serve_app(
 
 
 async def _serve(server: _Server, listener: socket.socket) -> None:
-    """uvicorn leaves a start that failed with `SystemExit`, which would end the whole process."""
+    """Uvicorn leaves a start that failed with `SystemExit`, which would end the whole process."""
     try:
         await server.serve(sockets=[listener])
     except SystemExit:

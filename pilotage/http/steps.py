@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from litestar import Controller, get, post
@@ -16,6 +17,7 @@ from pilotage.http.answers import ok
 from pilotage.http.bodies import Fields, encode_json, read_json
 from pilotage.http.call import AnyRequest, acting, api_of, call_of, principal_of
 from pilotage.http.pages import PAGE_TYPE, Listing
+from pilotage.http.ports import Body
 from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.http.runs import (
@@ -47,12 +49,21 @@ def step_body(state: RunState, step_ref: str) -> bytes:
     return msgspec.json.encode(StepRunBody(step_run=view))
 
 
-def step_answer(request: AnyRequest, state: RunState, step_ref: str) -> Answer:
-    """204, or the step for a client that prefers to see it."""
-    if not wants_representation(request):
-        return Answer(status=204, reference=state.id)
-    body = step_body(state, step_ref)
-    return Answer(status=200, body=body, headers=APPLIED, reference=state.id)
+def preferred_step(request: AnyRequest, state: RunState, step_ref: str) -> bytes | None:
+    """The step, for a client that prefers to see it."""
+    return step_body(state, step_ref) if wants_representation(request) else None
+
+
+def always_step(_request: AnyRequest, state: RunState, step_ref: str) -> bytes | None:
+    return step_body(state, step_ref)
+
+
+def _answer(request: AnyRequest, body: bytes | None) -> Answer:
+    """204, or what is shown."""
+    if body is None:
+        return Answer(status=204, stored=True)
+    headers = APPLIED if wants_representation(request) else {}
+    return Answer(status=200, body=body, headers=headers, stored=True)
 
 
 async def refuse(
@@ -88,32 +99,35 @@ async def asked(request: AnyRequest) -> Asked:
     return Asked(body=body, fields=fields, dry_run=dry_run)
 
 
+class StepCommand(Protocol):
+    """A command of the gateway with everything but how it is remembered."""
+
+    async def __call__(self, *, idempotency: Idempotency | None, body: Body) -> Done: ...
+
+
 async def step_command(
     request: AnyRequest,
     run_id: str,
     step_ref: str,
     what: Asked,
-    do: Callable[[bool], Awaitable[Done]],
-    show: Callable[[AnyRequest, RunState, str], Answer] = step_answer,
+    do: StepCommand,
+    show: Callable[[AnyRequest, RunState, str], bytes | None] = preferred_step,
 ) -> ASGIResponse:
-    """Preview it, or do it once. `do` gets whether it is a dry run."""
-    if what.dry_run:
-        return ok(await do(True))
+    """Do it once. `show` makes the answer's body of the state that it led to."""
 
-    async def act(_: Idempotency | None) -> Answer:
-        state = await do(False)
-        assert not isinstance(state, Preview)
+    def shown(state: RunState) -> bytes | None:
         return show(request, state, step_ref)
+
+    async def act(idempotency: Idempotency | None) -> Answer:
+        state = await do(idempotency=idempotency, body=shown)
+        assert not isinstance(state, Preview)
+        return _answer(request, shown(state))
 
     async def again(_: str) -> Answer:
         state = await api_of(request).gateway.get_run(run_id, principal_of(request))
-        return show(request, state, step_ref)
+        return _answer(request, shown(state))
 
     return await once(request, await run_project(request, run_id), what.body, act, again)
-
-
-def _step_run(_request: AnyRequest, state: RunState, step_ref: str) -> Answer:
-    return Answer(status=200, body=step_body(state, step_ref), reference=state.id)
 
 
 class StepsController(Controller):
@@ -143,10 +157,7 @@ class StepsController(Controller):
             await refuse(request, run_id, step_ref, what.fields.problems, approving=True)
         gateway, by = api_of(request).gateway, acting(request)
 
-        async def do(_: bool) -> Done:  # noqa: FBT001
-            return await gateway.approve(run_id, step_ref, by, comment, by.name)
-
-        what = msgspec.structs.replace(what, dry_run=False)
+        do = partial(gateway.approve, run_id, step_ref, by, comment, by.name)
         return await step_command(request, run_id, step_ref, what, do)
 
     @post("/{stepRef:str}/reject", operation_id="reject-workflow-step", opt=WRITE)
@@ -157,10 +168,7 @@ class StepsController(Controller):
             await refuse(request, run_id, step_ref, what.fields.problems, approving=True)
         gateway, by = api_of(request).gateway, acting(request)
 
-        async def do(_: bool) -> Done:  # noqa: FBT001
-            return await gateway.reject(run_id, step_ref, by, reason, by.name)
-
-        what = msgspec.structs.replace(what, dry_run=False)
+        do = partial(gateway.reject, run_id, step_ref, by, reason, by.name)
         return await step_command(request, run_id, step_ref, what, do)
 
     @post("/{stepRef:str}/skip", operation_id="skip-workflow-step", opt=WRITE)
@@ -171,9 +179,9 @@ class StepsController(Controller):
             await refuse(request, run_id, step_ref, what.fields.problems)
         gateway, by = api_of(request).gateway, acting(request)
 
-        async def do(dry_run: bool) -> Done:  # noqa: FBT001
-            return await gateway.skip(run_id, step_ref, by, reason, dry_run=dry_run)
-
+        do = partial(gateway.skip, run_id, step_ref, by, reason)
+        if what.dry_run:
+            return ok(await do(dry_run=True))
         return await step_command(request, run_id, step_ref, what, do)
 
     @post("/{stepRef:str}/force-complete", operation_id="force-complete-workflow-step", opt=WRITE)
@@ -186,9 +194,9 @@ class StepsController(Controller):
             await refuse(request, run_id, step_ref, what.fields.problems)
         gateway, by = api_of(request).gateway, acting(request)
 
-        async def do(dry_run: bool) -> Done:  # noqa: FBT001
-            return await gateway.force_complete(run_id, step_ref, by, result, dry_run=dry_run)
-
+        do = partial(gateway.force_complete, run_id, step_ref, by, result)
+        if what.dry_run:
+            return ok(await do(dry_run=True))
         return await step_command(request, run_id, step_ref, what, do)
 
     @post("/{stepRef:str}/retry", operation_id="retry-workflow-step", opt=WRITE)
@@ -198,10 +206,10 @@ class StepsController(Controller):
             await refuse(request, run_id, step_ref, what.fields.problems)
         gateway, by = api_of(request).gateway, acting(request)
 
-        async def do(dry_run: bool) -> Done:  # noqa: FBT001
-            return await gateway.retry_step(run_id, step_ref, by, dry_run=dry_run)
-
-        return await step_command(request, run_id, step_ref, what, do, _step_run)
+        do = partial(gateway.retry_step, run_id, step_ref, by)
+        if what.dry_run:
+            return ok(await do(dry_run=True))
+        return await step_command(request, run_id, step_ref, what, do, always_step)
 
     @post("/{stepRef:str}/replay-subtree", operation_id="replay-workflow-subtree", opt=WRITE)
     async def replay_subtree(
@@ -214,14 +222,19 @@ class StepsController(Controller):
         if what.dry_run:
             return ok(await gateway.replay_subtree(run_id, step_ref, by, dry_run=True))
 
-        async def act(_: Idempotency | None) -> Answer:
-            count = await gateway.replay_subtree(run_id, step_ref, by)
+        def shown(state: RunState) -> bytes:
+            count = 1 + len(state.graph.descendants(state.graph.index[step_ref]))
+            return msgspec.json.encode(ResetBody(reset_steps=count))
+
+        async def act(idempotency: Idempotency | None) -> Answer:
+            count = await gateway.replay_subtree(
+                run_id, step_ref, by, idempotency=idempotency, body=shown
+            )
             assert isinstance(count, int)
-            return Answer(status=200, body=msgspec.json.encode(ResetBody(reset_steps=count)))
+            body = msgspec.json.encode(ResetBody(reset_steps=count))
+            return Answer(status=200, body=body, stored=True)
 
         async def again(_: str) -> Answer:
-            state = await gateway.get_run(run_id, by)
-            count = 1 + len(state.graph.descendants(state.graph.index[step_ref]))
-            return Answer(status=200, body=msgspec.json.encode(ResetBody(reset_steps=count)))
+            return Answer(status=200, body=shown(await gateway.get_run(run_id, by)))
 
         return await once(request, await run_project(request, run_id), what.body, act, again)

@@ -38,12 +38,13 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[Explanation]
 
 
-def explain(state: RunState, held_jobs: Mapping[str, str] | None = None) -> Explained:
+def explain(state: RunState, notes: Mapping[int | None, str] | None = None) -> Explained:
     """One line for each step that has not ended, in definition order.
 
-    `held_jobs`: job reference to the reason why its attempts are held back for now.
+    `notes`: what is known beyond the state, by step (None: about the run as a whole), e.g. a place
+    in a queue or why an attempt is held back.
     """
-    reasons = Reasons(state, held_jobs or {})
+    reasons = Reasons(state, notes or {})
     lines: list[Explanation] = []
     for i in bits(state.masks.open):
         step = state.step(i)

@@ -38,9 +38,9 @@ def listed(refs: Iterable[str]) -> str:
 class Reasons:
     """Explains the steps of one run."""
 
-    def __init__(self, state: RunState, held_jobs: Mapping[str, str]) -> None:
+    def __init__(self, state: RunState, notes: Mapping[int | None, str]) -> None:
         self._state = state
-        self._held_jobs = held_jobs
+        self._notes = notes
         self._texts: Mapping[WaitingFor, Callable[[int, StepState, StepSpec], str]] = {
             WaitingFor.DEPENDENCIES: self._dependencies,
             WaitingFor.APPROVAL: self._approval,
@@ -58,7 +58,7 @@ class Reasons:
         spec = self._state.graph.steps[i]
         waits = waiting_for(self._state, i, step)
         if waits is None:
-            return self._running(step, spec)
+            return self._running(i, step, spec)
         text = self._texts[waits](i, step, spec)
         if self._state.status is RunStatus.PAUSED and waits not in {
             WaitingFor.PAUSED,
@@ -83,7 +83,7 @@ class Reasons:
 
     # --- in progress ---------------------------------------------------------------------------
 
-    def _running(self, step: StepState, spec: StepSpec) -> Reason:
+    def _running(self, i: int, step: StepState, spec: StepSpec) -> Reason:
         since = step.started_at_ms or self._state.head.created_at_ms
         if spec.step_type is StepType.SUB_WORKFLOW:
             return Reason(
@@ -96,9 +96,7 @@ class Reasons:
             text = f"the job took attempt {step.attempt} and reports its end by callback"
         else:
             text = f"attempt {step.attempt} is in progress"
-        held = self._held_jobs.get(spec.job_id or "")
-        if held is not None:
-            text += f"; {held}"
+        text += self._note(i)
         if step.due_ms is not None:
             text += f"; it fails with a timeout at {rfc3339(step.due_ms)}"
         return Reason(waiting_for="result", text=text, since_ms=since, until_ms=step.due_ms)
@@ -187,13 +185,10 @@ class Reasons:
     def _paused(_i: int, _step: StepState, _spec: StepSpec) -> str:
         return "the run is paused; resume it"
 
-    def _job_limit(self, _i: int, _step: StepState, spec: StepSpec) -> str:
-        held = self._held_jobs.get(spec.job_id or "")
-        if held is not None:
-            return held
+    def _job_limit(self, i: int, _step: StepState, spec: StepSpec) -> str:
         return (
             f'all slots of the job "{spec.job_id}" (its max_concurrency, over all runs) are taken; '
-            "starts in its turn when one comes free"
+            f"starts in its turn when one comes free{self._note(i)}"
         )
 
     def _run_queue(self, _i: int, _step: StepState, _spec: StepSpec) -> str:
@@ -204,5 +199,9 @@ class Reasons:
             return f"the run was triggered to start at {rfc3339(head.delay_until_ms)}"
         return (
             f'the workflow "{head.workflow_slug}" has max_concurrent_runs runs in progress; '
-            "starts in its turn when one ends"
+            f"starts in its turn when one ends{self._note(None)}"
         )
+
+    def _note(self, i: int | None) -> str:
+        note = self._notes.get(i)
+        return "" if note is None else f"; {note}"

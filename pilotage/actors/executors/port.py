@@ -115,6 +115,10 @@ class Executor(Protocol):
         """Tell the attempt to stop; without effect if it is not in progress."""
         ...
 
+    def why_held(self, run_id: str, step: int, attempt: int) -> str | None:
+        """Why this attempt, though dispatched, has not begun; None if nothing holds it back."""
+        ...
+
     async def aclose(self, grace_secs: float) -> None:
         """Take no more; let attempts in progress finish for the grace, hand back the rest."""
         ...

@@ -68,8 +68,10 @@ def running(start: int = 0, **more: Any) -> StepState:
     return StepState(status=S.RUNNING, attempt=1, started_at_ms=T0 + start, **more)
 
 
-def reason_of(state: RunState, ref: str, held: dict[str, str] | None = None) -> tuple[str, str]:
-    line = next(s for s in explain(state, held).steps if s.step_ref == ref)
+def reason_of(
+    state: RunState, ref: str, notes: dict[int | None, str] | None = None
+) -> tuple[str, str]:
+    line = next(s for s in explain(state, notes).steps if s.step_ref == ref)
     return line.waiting_for, line.reason
 
 
@@ -187,7 +189,7 @@ def test_what_is_held_back_says_by_whom() -> None:
     wants = StepState(status=S.PENDING, wait=WaitingFor.JOB_LIMIT, checked=True)
     slots = state_of({"a": ""}, {"a": wants})
     assert "max_concurrency" in reason_of(slots, "a")[1]
-    assert reason_of(slots, "a", {"job": "the circuit is open"})[1] == "the circuit is open"
+    assert reason_of(slots, "a", {0: "it is number 3"})[1].endswith("; it is number 3")
 
 
 def test_a_paused_run_and_a_queued_run_say_so() -> None:
@@ -202,6 +204,7 @@ def test_a_paused_run_and_a_queued_run_say_so() -> None:
     queued = state_of({"a": ""}, {"a": StepState(status=S.PENDING)}, **waiting)
     assert reason_of(queued, "a")[0] == "run_queue"
     assert '"orders"' in reason_of(queued, "a")[1]
+    assert reason_of(queued, "a", {None: "it is number 2"})[1].endswith("; it is number 2")
     later = {"delay_until_ms": T0 + 5000}
     queued = state_of({"a": ""}, {"a": StepState(status=S.PENDING)}, head=later, **waiting)
     assert rfc3339(T0 + 5000) in reason_of(queued, "a")[1]
@@ -216,7 +219,7 @@ def test_what_is_in_progress_says_what_ends_it() -> None:
     assert f"timeout at {rfc3339(T0 + 9)}" in reason_of(plain, "a")[1]
     remote = state_of({"a": ""}, {"a": running(accepted=True)})
     assert "callback" in reason_of(remote, "a")[1]
-    assert "held" in reason_of(plain, "a", {"job": "held"})[1]
+    assert "; held back; " in reason_of(plain, "a", {0: "held back"})[1]
     child = state_of(
         {"a": ""},
         {"a": running(child_run_id="child-1")},
