@@ -78,7 +78,7 @@ def settle(d: Draft) -> None:
 
 
 def _unsettled(d: Draft) -> bool:
-    return bool(d.newly_satisfied or d.newly_blocking or d.newly_unsatisfied)
+    return bool(d.newly_satisfied or d.newly_blocking)
 
 
 # --- consequences ----------------------------------------------------------------------------

@@ -29,6 +29,12 @@ _SEQ = {"seq": 0, "history_seq": 0}
 
 
 def check_all(world: World, before: RunState, command: Command, done: Transition) -> None:
+    check_alone(world, before, command, done)
+    children_match(world)
+
+
+def check_alone(world: World, before: RunState, command: Command, done: Transition) -> None:
+    """Everything but what concerns child runs."""
     state = world.state
     derived_is_rebuilt(state)
     dependencies_are_counted(state)
@@ -43,7 +49,6 @@ def check_all(world: World, before: RunState, command: Command, done: Transition
     slots_match(world)
     timers_match(world)
     waits_match(world)
-    children_match(world)
     queue_matches(world)
     messages_match(done)
     recovery_matches(world)
@@ -204,6 +209,8 @@ def children_match(world: World) -> None:
         assert not child.active or child_id in waited, "a child has no parent any more"
     for step in state.steps():
         assert step.child_run_id is None or step.child_run_id in world.children
+    for effect in recovery_effects(state, world.now):
+        assert not isinstance(effect, StartChild) or effect.child_run_id in world.children
 
 
 def queue_matches(world: World) -> None:
@@ -253,9 +260,6 @@ def recovery_matches(world: World) -> None:
     }
     requests = {e.step for e in effects if isinstance(e, RequestSlot)}
     assert requests == set(bits(state.masks.requested))
-    for effect in effects:
-        if isinstance(effect, StartChild):
-            assert effect.child_run_id in world.children
     queued = [e for e in effects if isinstance(e, QueueRun)]
     if queued:
         assert world.queued or (world.timers.get(None) or 0) <= world.now

@@ -8,7 +8,6 @@ invariants compare it with the run's state after every transition.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pilotage.runtime.commands import (
     AttemptCompleted,
@@ -97,7 +96,7 @@ class World:
         )
         self._note_report(command)
         for effect in result.effects:
-            _DO[type(effect)](self, effect)
+            getattr(self, _DO[type(effect)])(effect)
         if before.status is RunStatus.PENDING and any(type(e) is RunStarted for e in result.events):
             self.queued, self.slot = False, not self.state.status.is_terminal
         self._grant()
@@ -206,19 +205,20 @@ def _short(result: Transition | Rejection) -> str:
     return " ".join(names) or str(result.reply)
 
 
-_DO: dict[type[Effect], Callable[[World, Any], None]] = {
-    StartAttempt: World._start,
-    StopAttempt: World._stop,
-    RequestSlot: World._request,
-    ReleaseSlot: World._release,
-    ReleaseRunSlot: World._release_run,
-    QueueRun: World._queue,
-    ScheduleTimer: World._schedule,
-    CancelTimer: World._cancel_timer,
-    StartChild: World._start_child,
-    ParkEvent: World._park,
-    UnparkEvent: World._unpark,
-    TellChild: World._tell_child,
-    TellParent: World._tell_parent,
-    EmitEvent: World._emit,
+_DO: dict[type[Effect], str] = {
+    StartAttempt: "_start",
+    StopAttempt: "_stop",
+    RequestSlot: "_request",
+    ReleaseSlot: "_release",
+    ReleaseRunSlot: "_release_run",
+    QueueRun: "_queue",
+    ScheduleTimer: "_schedule",
+    CancelTimer: "_cancel_timer",
+    StartChild: "_start_child",
+    ParkEvent: "_park",
+    UnparkEvent: "_unpark",
+    TellChild: "_tell_child",
+    TellParent: "_tell_parent",
+    EmitEvent: "_emit",
 }
+"""The method that does an effect; a family of runs overrides some."""

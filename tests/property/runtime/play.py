@@ -49,6 +49,11 @@ def play(world: World, rnd: Random, moves: int) -> None:
         rnd.choice(_MOVES)(world, rnd)
 
 
+def play_once(world: World, rnd: Random, *, operators: bool) -> None:
+    """One move of a run whose relatives are real runs."""
+    rnd.choice(_REPORTS + (_OPERATORS if operators else ()))(world, rnd)
+
+
 # --- moves ---------------------------------------------------------------------------------------
 
 
@@ -182,16 +187,25 @@ def _reopen_as_child(world: World, rnd: Random) -> None:
         world.give(c.ReopenChild(parent_attempt=attempt, slot=rnd.random() < 0.7))
 
 
-_MOVES: tuple[Callable[[World, Random], None], ...] = (
+Move = Callable[[World, Random], None]
+
+_REPORTS: tuple[Move, ...] = (
     *(_complete, _complete, _complete, _complete_huge, _fail, _fail, _accept),
     *(_fire_timer, _fire_timer, _fire_timer, _stray_timer, _grant, _grant, _grant, _event),
-    *(_child_ends, _child_report, _child_report, _cancel, _admit, _admit, _reopen_as_child),
+    *(_admit, _admit),
+)
+_OPERATORS: tuple[Move, ...] = (
+    _cancel,
     *(_on_step(c.ApproveStep), _on_step(c.RejectStep)),
     *(_reopening(c.SkipStep, reason="no"), _reopening(c.RetryStep), _reopening(c.ReplaySubtree)),
     *(_reopening(c.ForceCompleteStep), _reopening(c.ForceCompleteStep, result=b'{"v": 5}')),
     *(_plain(c.PauseRun()), _plain(c.ResumeRun()), _plain(c.PinRun(pinned=True))),
+)
+_RELATIVES: tuple[Move, ...] = (
+    *(_child_ends, _child_report, _child_report, _reopen_as_child),
     _plain(c.HoldRun(held=True), c.HoldRun(held=False), c.HoldRun(held=False)),
 )
+_MOVES = _REPORTS + _OPERATORS + _RELATIVES
 
 
 # --- to the end ----------------------------------------------------------------------------------
@@ -202,13 +216,14 @@ def finish(world: World) -> None:
     for _ in range(20 * world.state.graph.size + 60):
         if world.state.status.is_terminal:
             return
-        if not _help(world):
+        if not help_run(world):
             break
     if not world.state.status.is_terminal:
         raise AssertionError(f"the run hangs: {list(world.state.steps())}")
 
 
-def _help(world: World) -> bool:
+def help_run(world: World) -> bool:
+    """Give the run one thing it waits for; False if there is none."""
     state = world.state
     if state.status is RunStatus.PAUSED:
         world.give(c.ResumeRun())

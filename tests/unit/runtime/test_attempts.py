@@ -215,6 +215,11 @@ def test_a_held_step_whose_dependency_is_tried_again_waits_for_it(limited: bool)
     assert run.waits == {"b": "job_limit"}
 
 
+def test_an_error_of_the_longest_length_is_kept_as_it_is() -> None:
+    longest = "x" * MAX_ERROR_CHARS
+    assert Run(job("a")).fails("a", longest).step("a").error == longest
+
+
 def test_a_long_error_is_cut() -> None:
     run = Run(job("a", retry_max_attempts=2)).fails("a", "x" * 10_000)
     assert len(run.step("a").error or "") == MAX_ERROR_CHARS
