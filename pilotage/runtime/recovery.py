@@ -71,7 +71,8 @@ def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
 
 def _due_ms(d: Draft, i: int, due_ms: int) -> int:
     """When the step's timer fires. An attempt that is dispatched again gets its whole time again:
-    it must not run into a timeout that passed while nobody was there to run it."""
+    it must not run into a timeout that passed while nobody was there to run it.
+    """
     step, spec = d.step(i), d.graph.steps[i]
     if step.status is not StepStatus.RUNNING or step.accepted:
         return due_ms

@@ -121,10 +121,12 @@ def _withdraw_ready(d: Draft, i: int) -> None:
 
 
 def _spread_block(d: Draft, i: int) -> None:
-    step = d.step(i)
-    if step.status is StepStatus.CANCELED or d.status.is_terminal:
+    if d.status.is_terminal:
         return
-    if step.status is StepStatus.FAILED and d.graph.steps[i].on_failure is OnFailure.FAIL_WORKFLOW:
+    if (
+        d.step(i).status is StepStatus.FAILED
+        and d.graph.steps[i].on_failure is OnFailure.FAIL_WORKFLOW
+    ):
         end_run(d, RunStatus.FAILED, failure_text(d, [i]))
         return
     skip_dependents(d, i)
@@ -179,7 +181,7 @@ def tell_parent(d: Draft) -> None:
             error = f"output is {len(output)} bytes; at most {inputs.MAX_OUTPUT_BYTES} are kept"
             output = None
     else:
-        error = vitals.error or f"child run {vitals.status.value}"
+        error = vitals.error
     d.effects.append(
         TellParent(
             parent_run_id=head.parent_run_id,

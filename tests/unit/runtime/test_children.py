@@ -231,6 +231,12 @@ def test_outputs_that_are_too_large_together_go_up_as_an_error() -> None:
     assert told.error == "output is 1048588 bytes; at most 1048576 are kept"
 
 
+def test_outputs_that_just_fit_go_up() -> None:
+    run = child_run(job("a")).completes("a", output="x" * (MAX_OUTPUT_BYTES - 8))
+    (told,) = run.effects(TellParent)
+    assert len(told.output or b"") == MAX_OUTPUT_BYTES
+
+
 def test_a_run_without_a_parent_tells_nobody() -> None:
     assert not Run(job("a")).completes("a").effects(TellParent)
 

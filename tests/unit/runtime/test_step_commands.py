@@ -243,6 +243,13 @@ def test_retry_in_an_active_run_resets_what_was_skipped_because_of_the_step() ->
     }
 
 
+def test_a_step_that_is_parked_stays_so_while_its_dependency_is_tried_again() -> None:
+    run = Run(job("a"), approval("b", after="a"), event("c", after="a")).completes("a")
+    run.does(c.RetryStep, "a").completes("a")
+    assert run.waits == {"b": "approval", "c": "event"}
+    assert (run.step("b").attempt, run.step("c").attempt) == (1, 1)
+
+
 # --- replay subtree --------------------------------------------------------------------------
 
 
