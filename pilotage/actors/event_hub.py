@@ -91,9 +91,13 @@ class EventHub:
             self._taking.discard(claimed_by)
 
     async def _give_back(self, project_id: str, key: str, kept: _Kept) -> None:
-        left_ms = kept.expires_at_ms - self._clock.now_ms()
+        now = self._clock.now_ms()
+        left_ms = kept.expires_at_ms - now
         if left_ms > 0:
-            await self._offer(project_id, key, kept, -(-left_ms // 1000))
+            # a new id: the store has seen the old one, and keeps no event twice
+            event_id = f"{kept.event_id.partition('~')[0]}~{now}"
+            again = msgspec.structs.replace(kept, event_id=event_id)
+            await self._offer(project_id, key, again, -(-left_ms // 1000))
 
     async def send(
         self,

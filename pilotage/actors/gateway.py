@@ -6,22 +6,16 @@ run's actor with a deadline and turns refusals into `pilotage.actors.errors`.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
-
-import msgspec
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from pilotage.actors.admission import QueuePlace
+from pilotage.actors.answers import BulkItem, each, previewed, raise_rejection, rejected
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
 from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.creation import Creation
 from pilotage.actors.errors import (
-    ApplicationError,
-    ConflictError,
-    ForbiddenError,
-    InvalidError,
     NotFoundError,
     UnavailableError,
 )
@@ -48,25 +42,15 @@ from pilotage.runtime.commands import (
     SkipStep,
 )
 from pilotage.runtime.graph import bits
-from pilotage.runtime.machine import Transition
 from pilotage.runtime.preview import Preview, preview
 from pilotage.runtime.replies import ResetSteps
-from pilotage.runtime.rules import Rejection, RejectionCode
+from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
 from pilotage.runtime.validation import ParsedTrigger
 from pilotage.runtime.views import RunView
 
 Body = Callable[[RunState], bytes | None]
 """The answer's body, made from the state that the command led to."""
-
-
-class BulkItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of one run of a bulk command: `canceled`, `replayed` or `failed`."""
-
-    workflow_run_id: str
-    status: str
-    new_workflow_run_id: str | None = None
-    error: str | None = None
 
 
 class Health(Protocol):
@@ -206,7 +190,7 @@ class Gateway(RunReader):
         if idempotency is not None:
             message = Remember(command=command, record=_record(idempotency, body))
         answer: Answer = await self._supervisor.ask(run_id, message)
-        _raise_rejection(answer.result)
+        raise_rejection(answer.result)
         return answer
 
     # --- commands about a step -----------------------------------------------------------------
@@ -315,7 +299,7 @@ class Gateway(RunReader):
         outcome = await self._supervisor.dry_run(run_id, command)
         if isinstance(outcome, Rejection):
             raise rejected(outcome)
-        return _preview(outcome)
+        return previewed(outcome)
 
     async def _step(self, run_id: str, step_ref: str, principal: Principal) -> int:
         state = await self.get_run(run_id, principal)
@@ -370,7 +354,7 @@ class Gateway(RunReader):
                 await self.cancel(run_id, principal, None)
             return BulkItem(workflow_run_id=run_id, status="canceled")
 
-        return await _each(run_ids, one)
+        return await each(run_ids, one)
 
     async def bulk_replay(
         self,
@@ -402,7 +386,7 @@ class Gateway(RunReader):
             )
             return BulkItem(workflow_run_id=run_id, status="replayed", new_workflow_run_id=made.id)
 
-        return await _each(run_ids, one)
+        return await each(run_ids, one)
 
     async def _remembered(self, idempotency: Idempotency) -> str | None:
         """The id of what was made for this key."""
@@ -478,20 +462,6 @@ class Gateway(RunReader):
             await self.get_run(run_id, principal)
 
 
-async def _each(
-    run_ids: Sequence[str], one: Callable[[str], Awaitable[BulkItem]]
-) -> list[BulkItem]:
-    """Each run once, side by side, failures as items of their own."""
-
-    async def safely(run_id: str) -> BulkItem:
-        try:
-            return await one(run_id)
-        except ApplicationError as error:
-            return BulkItem(workflow_run_id=run_id, status="failed", error=error.message)
-
-    return list(await asyncio.gather(*map(safely, dict.fromkeys(run_ids))))
-
-
 def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:
     def record(state: RunState) -> IdempotencyRecord:
         shown = None if body is None else body(state)
@@ -502,26 +472,3 @@ def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:
 
 def _placed(place: QueuePlace) -> str:
     return f"it is number {place.position} in the queue for {place.limit} slots"
-
-
-def _preview(transition: Transition) -> Preview:
-    reply = transition.reply
-    return preview(transition, reply.count if isinstance(reply, ResetSteps) else None)
-
-
-def rejected(rejection: Rejection) -> ApplicationError:
-    """The error that stands for a refusal of the machine."""
-    if rejection.code is RejectionCode.FORBIDDEN:
-        return ForbiddenError(rejection.message)
-    if rejection.code is RejectionCode.INVALID:
-        return InvalidError("the request is not valid", [rejection.message])
-    return ConflictError(rejection.message)
-
-
-T = TypeVar("T")
-
-
-def _raise_rejection(result: T | Rejection) -> T:
-    if isinstance(result, Rejection):
-        raise rejected(result)
-    return result

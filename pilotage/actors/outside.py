@@ -26,7 +26,7 @@ from pilotage.actors.executors.port import (
     Reporter,
 )
 from pilotage.actors.kernel import MailboxFullError
-from pilotage.actors.messages import AttemptNote, Delivered, QuarantinedError
+from pilotage.actors.messages import AttemptNote, Delivered, QuarantinedError, Release
 from pilotage.actors.services import RUN_TIMER, Services, TimerKey
 from pilotage.persistence.port import StoreError
 from pilotage.runtime.backoff import policy_of
@@ -74,6 +74,7 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_SECS = 0.1
 MAX_PAUSE_SECS = 30.0
 ADMIT = AdmitRun()
+RELEASE = Release()
 _NOT_NOW = (
     UnavailableError,
     QuarantinedError,  # it may be released
@@ -99,6 +100,11 @@ class Outside:
         """What was not delivered is in the store, and is delivered after the next start."""
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way to others."""
+        return not self._queue
 
     @property
     def _run_id(self) -> str:
@@ -247,6 +253,7 @@ class Outside:
             queue.popleft()
             if message_id is not None:
                 self._services.directory.notify(self._run_id, Delivered(message_id=message_id))
+        self._services.directory.notify(self._run_id, RELEASE)
 
     async def _insist(self, effect: Effect) -> None:
         """Do it, again and again while the receiver cannot take it."""

@@ -198,12 +198,12 @@ class RunActor(LoopActor):
             self._working = touched(self._working)
 
     def _release(self, message: Release) -> None:
-        if not self._is_done():
-            return
-        if self.cell.empty():
-            self.stop()
-        else:  # the stop would come after mail that may reopen the run
-            self._services.directory.notify(self.actor_urn, message)
+        """At once: behind other mail the stop might meet a run that was reopened. Who asks is
+        answered with ActorDeadError and asks again, of a new actor; what else may wait is late.
+        """
+        del message
+        if self._is_done():
+            self._stop()
 
     # --- slots of the workflow -----------------------------------------------------------------
 
@@ -260,6 +260,8 @@ class RunActor(LoopActor):
         self._acknowledged = []
         self._outbox.update(batch.outbox)
         self._outside.do_all(batch.effects, batch.outbox)
+        if batch.forgotten and batch.remembering is not None:
+            batch.remembering.fail(UnavailableError(f"it was done, but {TOO_MANY_KEYS}", 60))
         for reply, result in batch.replies:
             reply.answer(Answer(result=result, state=self._working))
         self.resume()
@@ -298,9 +300,8 @@ class RunActor(LoopActor):
 
     def _write_without_record(self, batch: Batch) -> None:
         """Other transitions of the run must not suffer from a project's idempotency keys."""
-        if batch.remembering is not None:
-            batch.remembering.fail(UnavailableError(f"it was done, but {TOO_MANY_KEYS}", 60))
-        batch.remember = batch.remembering = None
+        batch.remember = None
+        batch.forgotten = True
         self._batch = batch
         self._services.writer.submit(self)
 
@@ -312,6 +313,7 @@ class RunActor(LoopActor):
             and self._batch is None
             and self._in_flight is None
             and not self._outbox
+            and self._outside.idle
         )
 
     # --- after a restart -------------------------------------------------------------------------

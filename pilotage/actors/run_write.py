@@ -20,12 +20,13 @@ from pilotage.runtime.state import RunState
 class Batch:
     """Everything since the last stored state: one or more transitions, not stored yet.
 
-    `remembering`: who gets the answer that the idempotency record of this batch is about.
+    remembering  who gets the answer that the idempotency record of this batch is about
+    forgotten    the store had no room for that record
     """
 
     __slots__ = (
-        "changed", "effects", "history", "job_runs", "outbox", "remember", "remembering",
-        "replies",
+        "changed", "effects", "forgotten", "history", "job_runs", "outbox", "remember",
+        "remembering", "replies",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class Batch:
         self.replies: list[tuple[DeferredReply, Reply | Rejection]] = []
         self.remember: MakeRecord | None = None
         self.remembering: DeferredReply | None = None
+        self.forgotten = False
 
     def add(self, before: RunState, transition: Transition) -> None:
         """Take in a transition. Messages get their ids: (sequence, number) of this run."""

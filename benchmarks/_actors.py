@@ -1,0 +1,78 @@
+"""What benchmarks of whole runs share: a runtime on a durable store, and a bare loop of writes."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.executors.python_jobs import JobRegistry
+from pilotage.actors.principal import ADMIN
+from pilotage.actors.runtime import Runtime
+from pilotage.persistence.port import RunWrite
+from pilotage.runtime.validation import ParsedTrigger
+from pilotage.settings import Settings
+
+PROJECT = "bench"
+LOOK_SECS = 0.0005
+"""How often somebody who waits for a run looks: looking costs what is measured."""
+
+
+@asynccontextmanager
+async def running(**jobs: Callable[..., Any]) -> AsyncGenerator[Runtime]:
+    """A runtime with the embedded store (append-only file, everysec). Jobs whose name starts with
+    `inline_` run on the actors' loop.
+    """
+    registry = JobRegistry()
+    for name, job in jobs.items():
+        registry.register(job, name=name, inline=name.startswith("inline_"))
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = Runtime(settings=Settings(data_dir=Path(folder)), registry=registry)
+        await runtime.start()
+        try:
+            yield runtime
+        finally:
+            await runtime.stop(0)
+
+
+async def make_workflow(runtime: Runtime, name: str, steps: list[dict[str, Any]]) -> Workflow:
+    parsed = await runtime.catalog.parse_workflow(PROJECT, {"name": name, "steps": steps})
+    return await runtime.catalog.create_workflow(parsed, project_id=PROJECT, created_by="bench")
+
+
+async def start_run(runtime: Runtime, flow: Workflow) -> str:
+    trigger = ParsedTrigger(payload={"order": 17})
+    return (await runtime.gateway.trigger(flow, trigger, actor="bench")).id
+
+
+async def finish(runtime: Runtime, run_id: str) -> None:
+    """Wait until the run has left memory, without looking at the store on the way."""
+    while (state := runtime.supervisor.published(run_id)) is not None:
+        if state.status.is_terminal:
+            break
+        await asyncio.sleep(LOOK_SECS)
+    state = await runtime.gateway.get_run(run_id, ADMIN)
+    if state.status != "completed":
+        raise RuntimeError(f"run {run_id} is {state.status}: {state.vitals.error}")
+
+
+def chain(count: int, job: str) -> list[dict[str, Any]]:
+    """Steps in a row, each after the one before."""
+    return [
+        {"step_ref": f"s{i}", "job_id": job, **({"depends_on": [f"s{i - 1}"]} if i else {})}
+        for i in range(count)
+    ]
+
+
+async def bare_writes(runtime: Runtime, writes: list[RunWrite]) -> float:
+    """Seconds for these writes one after another, each acknowledged before the next is sent."""
+    fence = await runtime.store.fence()
+    started = time.perf_counter()
+    for write in writes:
+        await runtime.store.commit([write], fence)
+    return time.perf_counter() - started

@@ -1,0 +1,165 @@
+"""Slots of workflows and jobs: never exceeded, never leaked, never idle while somebody waits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pilotage.actors.principal import ADMIN
+from tests.integration.actors.rig import Rig, gate, noop
+from tests.support.waiting import wait_until
+
+
+async def test_runs_beyond_the_limit_queue_and_start_in_order(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a")], max_concurrent_runs=1)
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    await world.began_all("0.a")
+    assert [await world.status(r) for r in runs] == ["running", "pending", "pending"]
+    place = await world.gateway.place(runs[2], ADMIN)
+    assert place is not None
+    assert (place.position, place.used, place.limit) == (2, 1, 1)
+    world.let("0.a", "1.a", "2.a")
+    for run in runs:
+        await world.until(run, "completed")
+    assert world.ran == ["0.a", "1.a", "2.a"]
+    assert world.most["gate"] == 1
+
+
+async def test_a_queued_run_that_is_canceled_gives_up_its_place(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a")], max_concurrent_runs=1)
+    first, second, third = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    await world.gateway.cancel(second, ADMIN, "not needed")
+    assert (await world.state(second)).vitals.error == "canceled by admin: not needed"
+    await world.gateway.cancel(first, ADMIN, None)
+    await world.began_all("2.a")
+    world.let("2.a")
+    await world.until(third, "completed")
+
+
+async def test_a_limit_that_is_raised_lets_waiting_runs_start_at_once(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a")], max_concurrent_runs=1)
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(4)]
+    await world.patch(flow, max_concurrent_runs=3)
+    await world.began_all("0.a", "1.a", "2.a")
+    assert await world.status(runs[3]) == "pending"
+    await world.patch(flow, max_concurrent_runs=0)
+    await world.began_all("3.a")
+
+
+async def test_a_limit_that_is_lowered_holds_for_who_comes_next(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a")], max_concurrent_runs=2)
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    await world.began_all("0.a", "1.a")
+    await world.patch(flow, max_concurrent_runs=1)
+    world.let("0.a")
+    await world.until(runs[0], "completed")
+    assert await world.status(runs[2]) == "pending"
+    world.let("1.a", "2.a")
+    await world.until(runs[2], "completed")
+
+
+async def test_job_slots_are_never_exceeded_across_runs(world: Rig) -> None:
+    flow = await world.workflow("w", [gate(f"s{i}", job="gate2") for i in range(4)])
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    keys = [f"{n}.s{i}" for n in range(3) for i in range(4)]
+    for key in keys:  # whoever has a slot is let go one by one
+        await wait_until(lambda: len(world.began) > len(world.ran), "somebody runs")
+        running = next(k for k in world.began if k not in world.ran)
+        world.let(running)
+        await wait_until(partial(world.ran.__contains__, running), f"{running} ended, not {key}")
+    for run in runs:
+        await world.until(run, "completed")
+    assert world.most["gate2"] == 2
+    assert sorted(world.ran) == sorted(keys)
+
+
+async def test_a_job_slot_goes_on_when_its_run_has_no_room_or_is_canceled(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a", job="gate1"), gate("b")], max_parallel_steps=1)
+    other = await world.workflow("o", [gate("x", job="gate1")])
+    first = await world.trigger(flow)
+    await world.began_all("b")  # it took the run's only room before a was given the slot
+    second = await world.trigger(other)
+    await world.began_all("x")
+    world.let("b")
+    await world.until_step(first, "a", "pending", "job_limit")
+    third = await world.trigger(other, k="3")
+    await world.until_step(third, "x", "pending", "job_limit")
+    place = await world.gateway.place(third, ADMIN, "x")
+    assert place is not None
+    assert (place.position, place.used, place.limit) == (2, 1, 1)
+    await world.gateway.cancel(second, ADMIN, None)
+    await world.began_all("a")
+    world.let("a", "3x")
+    await world.until(first, "completed")
+    await world.until(third, "completed")
+    assert world.ran == ["b", "a", "3x"]
+    assert world.most["gate1"] == 1
+
+
+async def test_a_step_canceled_while_it_waits_for_a_job_slot_leaves_no_hole(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a", job="gate1")])
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(4)]
+    await world.began_all("0.a")
+    await world.gateway.cancel(runs[1], ADMIN, None)
+    await world.gateway.skip(runs[2], "a", ADMIN, "no")
+    world.let("0.a", "3.a")
+    await world.until(runs[3], "completed")
+    assert world.ran == ["0.a", "3.a"]
+
+
+async def test_after_a_crash_limits_hold_and_queues_keep_their_order(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a", job="gate1")], max_concurrent_runs=2)
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(5)]
+    await world.began_all("0.a")
+    for _ in range(3):
+        await world.crash_and_start()
+        statuses = [await world.status(r) for r in runs]
+        assert statuses == ["running", "running", "pending", "pending", "pending"]
+    world.let(*(f"{n}.a" for n in range(5)))
+    for run in runs:
+        await world.until(run, "completed")
+    assert world.ran == [f"{n}.a" for n in range(5)]
+    assert world.most["gate1"] == 1
+
+
+async def test_a_reopened_run_queues_when_the_slots_are_taken_also_after_a_restart(
+    world: Rig,
+) -> None:
+    fail = {"step_ref": "f", "job_id": "fail", "depends_on": ["a"]}
+    flow = await world.workflow("w", [gate("a"), fail], max_concurrent_runs=1)
+    world.broken.add("fail")
+    runs: list[str] = []
+    for n in range(2):
+        world.let(f"{n}.a")
+        runs.append(await world.trigger(flow, k=f"{n}."))
+        await world.until(runs[n], "failed")
+    await world.crash_and_start()  # nothing of the workflow is in memory any more
+    world.gates.clear()
+    await world.gateway.replay_subtree(runs[0], "a", ADMIN)
+    await world.gateway.retry_step(runs[1], "f", ADMIN)
+    assert [await world.status(r) for r in runs] == ["running", "pending"]
+    world.broken.clear()
+    world.let("0.a")
+    await world.until(runs[1], "completed")
+    assert await world.status(runs[0]) == "completed"
+
+
+async def test_a_paused_run_keeps_its_slot_and_pausing_a_queued_one_is_refused(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a"), noop("b", "a")], max_concurrent_runs=1)
+    first, second = [await world.trigger(flow, k=f"{n}.") for n in range(2)]
+    await world.gateway.pause(first, ADMIN)
+    world.let("0.a", "1.a")
+    await world.until_step(first, "a", "completed")
+    assert await world.status(second) == "pending"
+    assert (await world.step(first, "b")).status.value == "pending"
+    await world.gateway.resume(first, ADMIN)
+    await world.until(second, "completed")
+
+
+async def test_a_canceled_and_a_deleted_workflow_leave_nothing_behind(world: Rig) -> None:
+    flow = await world.workflow("w", [gate("a")], max_concurrent_runs=1)
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    for run in reversed(runs):
+        await world.gateway.cancel(run, ADMIN, None)
+    await world.runtime.catalog.delete_workflow(flow)
+    await wait_until(lambda: len(world.runtime.supervisor) == 0, "no run is in memory")
+    assert world.runtime.admission.run_slot_free(flow.id)
