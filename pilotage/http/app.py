@@ -67,6 +67,7 @@ def create_app(
         rate=RateLimit(settings.rate_limit, time.monotonic),
         failures=FailureLimit(settings.auth_failure_limit, time.monotonic),
     )
+    api.metrics.gauge("pilotage_ready", "1 while work is taken.").ask(lambda: gateway.ready)
     if settings.admin_key is not None:
         gateway.catalog.keys.trust_admin_key(settings.admin_key)
     app = Litestar(

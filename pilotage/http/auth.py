@@ -143,14 +143,15 @@ class Door:
         self._requests.inc(_method(scope), route, str(call.status))
         self._seconds.observe(seconds, route)
         if access_log.isEnabledFor(logging.INFO):
+            path = scope["raw_path"].decode("ascii", "replace")  # as sent: no control characters
             access_log.info(
                 "%s %s %s",
                 scope["method"],
-                scope["path"],
+                path,
                 call.status,
                 extra={
                     "method": scope["method"],
-                    "path": scope["path"],
+                    "path": path,
                     "status": call.status,
                     "duration_ms": round(seconds * 1000, 3),
                     "request_id": call.request_id,

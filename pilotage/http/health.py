@@ -8,6 +8,7 @@ from litestar import Controller, get
 from litestar.response.base import ASGIResponse
 
 import pilotage
+from pilotage.actors.errors import UnavailableError
 from pilotage.actors.metrics import CONTENT_TYPE
 from pilotage.http.answers import ok
 from pilotage.http.auth import PUBLIC
@@ -30,7 +31,7 @@ class HealthController(Controller):
         """503 while the store is away, recovery runs or the server stops."""
         if api_of(request).gateway.ready:
             return ok({"status": "ready"})
-        return ok({"status": "not ready"}, 503, {"Retry-After": "1"})
+        raise UnavailableError("not ready: the store is away, runs are recovered, or it stops")
 
     @get("/metrics", operation_id="get-metrics", opt=OPEN)
     async def metrics(self, request: AnyRequest) -> ASGIResponse:

@@ -152,7 +152,7 @@ EXAMPLES: dict[str, Any] = {
             }
         ],
     },
-    "Explanation": {
+    "ExplainedRun": {
         "workflow_run_id": _RUN_ID,
         "status": "running",
         "steps": [

@@ -157,7 +157,7 @@ _RUNS = {
         tag="Runs",
         summary="Explain a workflow run",
         about="One line a step that has not ended: what it waits for and what would unblock it.",
-        answer="Explanation",
+        answer="ExplainedRun",
     ),
     "list-workflow-run-events": Doc(
         tag="Runs",
@@ -367,6 +367,7 @@ _JOBS = {
             *_PAGED,
         ),
         answer="JobRun[]",
+        errors=(404,),
     ),
     "get-job-run": Doc(tag="Job runs", summary="Get a job run", answer="JobRun"),
     "send-event": Doc(

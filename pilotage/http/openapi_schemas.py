@@ -36,7 +36,7 @@ ANSWERS: dict[str, type] = {
     "Preview": Preview,
     "WorkflowRunGraph": RunGraph,
     "Timeline": Timeline,
-    "Explanation": Explained,
+    "ExplainedRun": Explained,
     "HistoryItem": HistoryEntry,
     "Workflow": WorkflowView,
     "WorkflowVersion": WorkflowVersionView,
@@ -101,6 +101,7 @@ def components() -> dict[str, Schema]:
     schemas: dict[str, Schema] = {
         renamed.get(name, name): _clean(schema, renamed) for name, schema in found.items()
     }
+    assert len(schemas) == len(found), "two types have one name in the document"
     workflow_spec, job_spec = schemas.pop("WorkflowSpec"), schemas.pop("JobSpec")
     schemas["Error"]["description"] = "What every refusal looks like."
     schemas["ErrorBody"]["properties"]["code"]["enum"] = sorted(set(CODES.values()))

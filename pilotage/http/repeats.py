@@ -7,6 +7,7 @@ memory only, so that a crash leaves nothing behind. Dry runs change nothing and 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -100,16 +101,22 @@ async def once(
             "a request with this Idempotency-Key is in progress; wait for its answer"
         )
     api.in_progress.add(where)
-    try:
-        known = await _known(api, idempotency)
-        if known is not None:
-            return await _replay(api, known, again)
-        answer = await act(idempotency)
-        if not answer.stored and answer.status < 300:
-            await _remember(api, idempotency, answer)
-        return answer.response()
-    finally:
-        api.in_progress.discard(where)
+    # A request that is given up (its time is over) still holds its key until it has ended.
+    work = asyncio.ensure_future(_first_or_again(api, idempotency, act, again))
+    work.add_done_callback(lambda _: api.in_progress.discard(where))
+    return await asyncio.shield(work)
+
+
+async def _first_or_again(
+    api: Api, idempotency: Idempotency, act: Act, again: Again | None
+) -> ASGIResponse:
+    known = await _known(api, idempotency)
+    if known is not None:
+        return await _replay(api, known, again)
+    answer = await act(idempotency)
+    if not answer.stored and answer.status < 300:
+        await _remember(api, idempotency, answer)
+    return answer.response()
 
 
 async def _known(api: Api, idempotency: Idempotency) -> Remembered | None:

@@ -120,6 +120,14 @@ async def run_command(request: AnyRequest, run_id: str, do: RunCommand) -> ASGIR
     return await once(request, await run_project(request, run_id), body, act, again)
 
 
+def require_json_format(request: AnyRequest) -> None:
+    """Graphs come as JSON only."""
+    query = Query(request)
+    if query.one("format") not in {None, "json"}:
+        query.problems.append("format: must be json; pictures of graphs are not there yet")
+    query.check()
+
+
 async def answer_list(
     request: AnyRequest, project_id: str, query: Query, workflow_id: str | None
 ) -> ASGIResponse:
@@ -215,6 +223,7 @@ class InsightController(Controller):
     @get("/graph", operation_id="get-workflow-run-graph", opt=READ)
     async def graph(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         state = await api_of(request).gateway.get_run(run_id, principal_of(request))
+        require_json_format(request)
         return ok(run_graph(state, now_ms()))
 
     @get("/timeline", operation_id="get-workflow-run-timeline", opt=READ)

@@ -12,6 +12,7 @@ from litestar.params import PathParameter
 from litestar.response.base import ASGIResponse
 
 from pilotage.actors.errors import ForbiddenError, InvalidError, NotFoundError
+from pilotage.actors.executors.port import MAX_OUTPUT_BYTES
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import ok
 from pilotage.http.bodies import Fields, encode_json, read_json
@@ -190,6 +191,8 @@ class StepsController(Controller):
     ) -> ASGIResponse:
         what = await asked(request)
         result = encode_json(what.fields.take("result"))
+        if result is not None and len(result) > MAX_OUTPUT_BYTES:
+            what.fields.problems.append(f"result: must be at most {MAX_OUTPUT_BYTES} bytes of JSON")
         if what.fields.problems:
             await refuse(request, run_id, step_ref, what.fields.problems)
         gateway, by = api_of(request).gateway, acting(request)

@@ -19,7 +19,15 @@ from pilotage.http.pages import Listing
 from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.http.resources import version_view, workflow_view
-from pilotage.http.runs import READ, TRIGGER, WRITE, answer_list, made_run, shown_run
+from pilotage.http.runs import (
+    READ,
+    TRIGGER,
+    WRITE,
+    answer_list,
+    made_run,
+    require_json_format,
+    shown_run,
+)
 from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.insight import start_waves, workflow_graph
 from pilotage.runtime.jsonvalues import is_object
@@ -137,6 +145,7 @@ class WorkflowsController(Controller):
     @get("/{workflowID:str}/graph", operation_id="get-workflow-graph", opt=READ)
     async def graph(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         workflow = await find_workflow(request, workflow_id)
+        require_json_format(request)
         graph = await api_of(request).catalog.graph(workflow.version_id)
         return ok(workflow_graph(workflow.id, workflow.version, graph))
 

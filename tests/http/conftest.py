@@ -18,6 +18,7 @@ from pilotage.http.app import create_app
 from pilotage.http.server import serve_app
 from pilotage.persistence.memory import MemoryStore
 from pilotage.settings import Settings
+from tests.http.conformance import Conformance
 
 ADMIN_KEY = "test-admin-key-0123456789"
 PROJECT = "acme"
@@ -63,7 +64,7 @@ def make_registry(latch: Latch) -> JobRegistry:
 
 
 class Server:
-    """A running server and clients of it."""
+    """A running server and clients of it; every answer is held against the OpenAPI document."""
 
     def __init__(self, runtime: Runtime, app: Litestar, url: str, latch: Latch) -> None:
         self.runtime = runtime
@@ -71,13 +72,17 @@ class Server:
         self.url = url
         self.latch = latch
         self.store = runtime.store
+        self.conformance = Conformance(app)
         self._clients: list[httpx.AsyncClient] = []
         self.admin = self.client(ADMIN_KEY)
 
     def client(self, key: str | None = None, **headers: str) -> httpx.AsyncClient:
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30)
+        hooks = {"response": [self.conformance.check]}
+        client = httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=30, event_hooks=hooks
+        )
         self._clients.append(client)
         return client
 
