@@ -6,6 +6,8 @@ A token is bound to one attempt. A report for an attempt that a newer one has re
 
 from __future__ import annotations
 
+import asyncio
+
 from pilotage.actors.catalog import Catalog
 from pilotage.actors.errors import (
     ConflictError,
@@ -24,6 +26,7 @@ from pilotage.runtime.ids import Located, locate
 from pilotage.runtime.replies import Late
 from pilotage.runtime.state import RunState
 from pilotage.runtime.status import StepStatus
+from pilotage.runtime.transforms import TransformError, compile_transform
 
 
 class Callbacks:
@@ -46,8 +49,29 @@ class Callbacks:
 
     async def complete(self, job_run_id: str, token: str, output: bytes | None) -> None:
         where, step = self._authenticated(job_run_id, token)
-        command = AttemptCompleted(step=step, attempt=where.attempt, output=output, actor="job")
+        command: Command
+        try:
+            output = await self._transformed(where, step, output)
+        except TransformError as error:
+            command = AttemptFailed(
+                step=step,
+                attempt=where.attempt,
+                error=str(error),
+                error_class="output_transform",
+                final=True,
+                actor="job",
+            )
+        else:
+            command = AttemptCompleted(step=step, attempt=where.attempt, output=output, actor="job")
         await self._report(where, step, command)
+
+    async def _transformed(self, where: Located, step: int, output: bytes | None) -> bytes | None:
+        """What the step's `output_transform` makes of the result; off the loop, as for answers."""
+        state = await self._supervisor.state(where.run_id)
+        expression = None if state is None else state.graph.steps[step].output_transform
+        if expression is None or output is None:
+            return output
+        return await asyncio.to_thread(compile_transform(expression).apply_json, output)
 
     async def fail(self, job_run_id: str, token: str, error: str, *, final: bool) -> None:
         where, step = self._authenticated(job_run_id, token)

@@ -13,7 +13,8 @@ import msgspec
 
 from pilotage.runtime.draft import Draft
 from pilotage.runtime.errors import TemplateError
-from pilotage.runtime.status import StepStatus
+from pilotage.runtime.status import StepStatus, StepType
+from pilotage.runtime.transforms import compile_transform
 
 MAX_INPUT_BYTES = 8 * 1024 * 1024
 MAX_OUTPUT_BYTES = 1024 * 1024
@@ -116,6 +117,18 @@ def _key(value: Any, name: str) -> str:
             f"{name} gives {len(value)} characters; at most {MAX_EVENT_KEY_CHARS} are allowed"
         )
     return value
+
+
+def transformed(d: Draft, i: int, output: bytes | None) -> bytes | None:
+    """The output after the step's `output_transform`. Jobs' outputs come transformed already, by
+    who did the attempt; events, decisions and children's outputs are transformed here.
+
+    Raises `TransformError`.
+    """
+    spec = d.graph.steps[i]
+    if spec.output_transform is None or output is None or spec.step_type is StepType.JOB:
+        return output
+    return normal(compile_transform(spec.output_transform).apply_json(output))
 
 
 def oversized(d: Draft, output: bytes | None) -> str | None:

@@ -49,6 +49,7 @@ from pilotage.runtime.status import (
     StepType,
     WaitingFor,
 )
+from pilotage.runtime.transforms import TransformError
 
 MAX_ERROR_CHARS = 4096
 """Longest error or reason that is kept; the state of a run stays small."""
@@ -365,8 +366,14 @@ def complete(
     resolution: Resolution | None = None,
     reason: str | None = None,
 ) -> None:
-    """The step is done; a bad size or event key fails it instead, final."""
+    """The step is done; a bad size, transform or event key fails it instead, final."""
     output = inputs.normal(output)
+    try:
+        if resolution is not Resolution.FORCED:  # the operator's result stands as it is
+            output = inputs.transformed(d, i, output)
+    except TransformError as error:
+        fail(d, i, str(error), "output_transform")
+        return
     problem = inputs.oversized(d, output)
     if problem is not None:
         fail(d, i, problem, "output_too_large")

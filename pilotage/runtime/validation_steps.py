@@ -154,7 +154,6 @@ _EVENT = frozenset({StepType.WAIT_FOR_EVENT})
 
 ONLY_FOR: Final[dict[str, frozenset[StepType]]] = {
     "job_id": _JOB,
-    "output_transform": _JOB,  # the executor applies it to what the job answered
     "retry_max_attempts": _WITH_ATTEMPTS,
     "retry_backoff": _WITH_ATTEMPTS,
     "retry_initial_delay_secs": _WITH_ATTEMPTS,

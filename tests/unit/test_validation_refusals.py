@@ -222,7 +222,6 @@ def test_each_type_has_its_required_field(step_type: str, required: str) -> None
 
 SAMPLES: dict[str, Any] = {
     "job_id": "j",
-    "output_transform": "a",
     "retry_max_attempts": 1,
     "retry_backoff": "fixed",
     "retry_initial_delay_secs": 1,

@@ -181,3 +181,21 @@ def test_an_output_that_is_too_large_fails_the_step_final() -> None:
 )
 def test_json_texts_compare_as_values(a: bytes | None, b: bytes | None, equal: bool) -> None:
     assert same_json(a, b) is equal
+
+
+def test_the_transform_of_a_step_that_is_no_job_is_applied_to_what_it_got() -> None:
+    run = Run(event("a", output_transform="order.id"), job("b", after="a"))
+    run.receives("a", b'{"order":{"id":7}}')
+    assert run.step("a").output == b"7"
+
+
+def test_a_transform_that_fails_fails_the_step_final() -> None:
+    run = Run(event("a", output_transform="length(order)")).receives("a", b'{"order":5}')
+    assert run.step("a").status == "failed"
+    assert str(run.step("a").error).startswith("output_transform: ")
+
+
+def test_a_forced_result_is_not_transformed() -> None:
+    run = Run(event("a", output_transform="order.id"))
+    run.does(c.ForceCompleteStep, "a", result=b'{"order":{"id":7}}')
+    assert run.step("a").output == b'{"order":{"id":7}}'
