@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pilotage.runtime.errors import PilotageError
 
@@ -16,6 +17,14 @@ GRACE_SECS = 5.0
 """What open requests get at a stop; streams are cut then."""
 BACKLOG = 2048
 KEEP_ALIVE_SECS = 75
+
+
+MAX_CONNECTIONS = 8192
+"""Open ones together; above that new requests get 503."""
+MAX_HEAD = 64 << 10
+"""Bytes of a request line and headers; uvicorn itself would take any number."""
+HEAD_SECS = 30.0
+"""For the head of a request to arrive, and for the first one to begin."""
 
 
 class PortError(PilotageError):
@@ -28,6 +37,54 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 whose request heads are bounded in size and time."""
+
+    _in_head = True
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD:
+            self.send_400_response(f"The head of a request has at most {MAX_HEAD} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if not self._in_head:  # a trailer of a chunked body: nobody reads it
+            self.headers.pop()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 class RunningServer:
@@ -69,7 +126,8 @@ async def serve_app(
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=BoundedProtocol,
+        limit_concurrency=MAX_CONNECTIONS,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from litestar.types import Receive, Scope, Send
 
 from pilotage.actors.errors import UnavailableError
 from pilotage.actors.kernel.errors import MailboxFullError
+from pilotage.http import server as http_server
 from pilotage.http.api import Api
 from pilotage.http.auth import Door
 from pilotage.http.call import AnyRequest
@@ -23,6 +25,7 @@ from pilotage.http.problems import INTERNAL
 from pilotage.http.server import PortError, RunningServer, serve_app
 from pilotage.persistence.port import FencedError, StoreUnavailableError
 from tests.http.conftest import (
+    ADMIN_KEY,
     Server,
     approval,
     define,
@@ -294,6 +297,65 @@ async def test_metrics_count_requests_by_route_and_never_by_id(
     text = (await server.admin.get("/metrics")).text
     assert 'route="/v1/workflow-runs/{workflowRunID}"' in text
     assert run_id not in text
+
+
+async def exchange(server: Server, *parts: bytes) -> bytes:
+    """Everything that the server sends until it closes; what it does not read is not sent."""
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            return await asyncio.wait_for(reader.read(), 10)
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 4_000_000,
+        b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X: aaaaaaaaaaaaaaa\r\n" * 200_000,
+        b"GET /" + b"a" * 4_000_000,
+    ],
+)
+async def test_a_head_without_end_is_refused(server: Server, head: bytes) -> None:
+    answer = await exchange(server, *(head[i : i + 65_536] for i in range(0, len(head), 65_536)))
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400"), answer
+    assert (await server.client().get("/health")).status_code == 200
+
+
+async def test_a_head_of_reasonable_size_is_taken(server: Server) -> None:
+    answer = await server.client().get("/health", headers={"X-Long": "a" * 50_000})
+    assert answer.status_code == 200
+
+
+async def test_trailers_of_a_body_are_not_kept(server: Server) -> None:
+    answer = await exchange(
+        server,
+        b"POST /v1/workflows HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        + f"Authorization: Bearer {ADMIN_KEY}\r\n".encode()
+        + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+        + b"X-Project-Id: acme\r\n\r\n",
+    )
+    assert answer.startswith(b"HTTP/1.1 422")
+    assert b"project_id: required" in answer  # the trailer names no project
+
+
+async def test_who_connects_and_says_nothing_is_let_go(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "HEAD_SECS", 0.05)
+    assert await exchange(server) == b""
+    assert await exchange(server, b"GET /health HT") == b""
+    # within the time and after it: a connection that is kept alive is served
+    client = server.client()
+    for _ in range(3):
+        assert (await client.get("/health")).status_code == 200
 
 
 async def test_garbage_on_the_wire_is_refused(server: Server) -> None:

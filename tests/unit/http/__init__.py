@@ -1,0 +1,1 @@
+"""Parts of the HTTP layer on their own."""
