@@ -50,7 +50,6 @@ def create(d: Draft, c: CreateRun) -> Reply:
             expires_at_ms=_deadline(base, head.timeout_secs),
         )
     )
-    d.newly_satisfied.clear()
     for i in c.disabled:
         d.emit(StepSkipped(at_ms=d.now, actor=c.actor, step=i, by=SkippedBy.OVERRIDE))
     for i in bits(d.open if c.carried else d.graph.roots):

@@ -200,9 +200,17 @@ def test_hold_of_a_delayed_run_leaves_it_out_of_the_queue() -> None:
 def test_hold_pauses_a_running_run_and_lets_a_paused_one_go_on() -> None:
     run = Run(job("a")).does(c.HoldRun, held=True)
     assert run.status == RunStatus.PAUSED
+    run.does(c.HoldRun, held=True)
+    assert run.last.reply == Done(changed=False)
     run.does(c.HoldRun, held=False)
     assert run.status == RunStatus.RUNNING
     run.does(c.HoldRun, held=False)
+    assert run.last.reply == Done(changed=False)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_hold_of_a_run_that_is_over_changes_nothing(held: bool) -> None:
+    run = Run(job("a")).completes("a").does(c.HoldRun, held=held)
     assert run.last.reply == Done(changed=False)
 
 
