@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -119,6 +121,29 @@ def retry_after(headers: Mapping[str, str], tried: int) -> float:
         return min(0.25 * float(2**tried), 5.0)
 
 
+class Stream:
+    """An answer that goes on. Read and closed by one thread; any may interrupt it."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        # The connection gives its socket away once the answer says that it will close.
+        self._socket: socket.socket | None = connection.sock
+        self._connection = connection
+        self.response = connection.getresponse()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.response)
+
+    def interrupt(self) -> None:
+        """End the reading in another thread; that one closes."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.response.close()
+        self._connection.close()
+
+
 class Client:
     """One server, one connection, one thread."""
 
@@ -210,7 +235,7 @@ class Client:
 
     # --- streams ----------------------------------------------------------------------------
 
-    def open_stream(self, path: str, last_event_id: str | None = None) -> http.client.HTTPResponse:
+    def open_stream(self, path: str, last_event_id: str | None = None) -> Stream:
         """The answer of a Server-Sent-Events path, on a connection of its own."""
         headers = {"Accept": "text/event-stream"}
         if last_event_id is not None:
@@ -218,15 +243,16 @@ class Client:
         connection = self._connect()
         try:
             connection.request("GET", self._prefix + path, headers=self._headers(headers))
-            response = connection.getresponse()
+            stream = Stream(connection)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise ServerAwayError(self.settings.url, _why(error)) from error
+        response = stream.response
         if response.status >= 400:
             data = _decode(response.read(MAX_BODY_BYTES), response.getheader("content-type", ""))
-            connection.close()
+            stream.close()
             raise _refusal(response.status, response.reason, data)
-        return response
+        return stream
 
     def close(self) -> None:
         if self._connection is not None:

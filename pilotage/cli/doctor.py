@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -165,8 +166,12 @@ def check_store(settings: Settings) -> Iterator[Finding]:
 
 
 def check_server(session: Session) -> Iterator[Finding]:
+    with closing(Client(session.settings, sleep=lambda _: None)) as client:
+        yield from _check_server(session, client)
+
+
+def _check_server(session: Session, client: Client) -> Iterator[Finding]:
     url = session.settings.url
-    client = Client(session.settings, sleep=lambda _: None)
     try:
         before = time.time()
         health = client.get("/health")

@@ -11,9 +11,9 @@ import http.client
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
-from pilotage.cli.client import Client, ClientSettings, Json, segment
+from pilotage.cli.client import Client, ClientSettings, Json, Stream, segment
 from pilotage.cli.errors import DONE, FAILED, CommandError, RefusedError, ServerAwayError
 from pilotage.cli.output import Output
 from pilotage.cli.progress import Progress, progress_for
@@ -54,7 +54,9 @@ class Doorbell:
         self._rung = threading.Event()
         self._over = threading.Event()
         self.alive = True
-        threading.Thread(target=self._listen, name="stream", daemon=True).start()
+        self._stream: Stream | None = None
+        self._thread = threading.Thread(target=self._listen, name="stream", daemon=True)
+        self._thread.start()
 
     def wait(self, secs: float) -> None:
         """Return at the next ring, or after `secs`."""
@@ -63,14 +65,18 @@ class Doorbell:
 
     def close(self) -> None:
         self._over.set()
+        if self._stream is not None:
+            self._stream.interrupt()
+        self._thread.join(TICK_SECS)
 
     def _listen(self) -> None:
         last: str | None = None
         client = Client(self._settings)
         while not self._over.is_set():
             try:
-                with client.open_stream(self._path, last) as response:
-                    for line in response:
+                with closing(client.open_stream(self._path, last)) as stream:
+                    self._stream = stream
+                    for line in stream:
                         if self._over.is_set():
                             return
                         if line.startswith(b"id:"):
