@@ -50,15 +50,24 @@ async def start_run(runtime: Runtime, flow: Workflow) -> str:
     return (await runtime.gateway.trigger(flow, trigger, actor="bench")).id
 
 
-async def finish(runtime: Runtime, run_id: str) -> None:
-    """Wait until the run has left memory, without looking at the store on the way."""
+async def left(runtime: Runtime, run_id: str, look_secs: float = LOOK_SECS) -> None:
+    """Wait until the run has ended, without looking at the store on the way."""
     while (state := runtime.supervisor.published(run_id)) is not None:
         if state.status.is_terminal:
             break
-        await asyncio.sleep(LOOK_SECS)
+        await asyncio.sleep(look_secs)
+
+
+async def check(runtime: Runtime, run_id: str) -> None:
     state = await runtime.gateway.get_run(run_id, ADMIN)
     if state.status != "completed":
         raise RuntimeError(f"run {run_id} is {state.status}: {state.vitals.error}")
+
+
+async def finish(runtime: Runtime, run_id: str) -> None:
+    """Wait for the end of the run, and see that it has completed."""
+    await left(runtime, run_id)
+    await check(runtime, run_id)
 
 
 def chain(count: int, job: str) -> list[dict[str, Any]]:

@@ -98,6 +98,9 @@ class Callbacks:
 
         def missed(key: TimerKey) -> None:
             del key
+            state = self._supervisor.published(where.run_id)
+            if state is None or not _in_progress(state, step, where.attempt):
+                return  # it ended otherwise
             self._supervisor.notify(
                 where.run_id,
                 AttemptFailed(
@@ -150,10 +153,14 @@ class Callbacks:
         state = await self._supervisor.state(where.run_id)
         if state is None:
             raise GoneError("the run is over and was removed")
-        now = state.step(step)
-        if now.status is not StepStatus.RUNNING or now.attempt != where.attempt:
-            raise _late(state, step, now.attempt > where.attempt)
+        if not _in_progress(state, step, where.attempt):
+            raise _late(state, step, state.step(step).attempt > where.attempt)
         return state
+
+
+def _in_progress(state: RunState, step: int, attempt: int) -> bool:
+    now = state.step(step)
+    return now.status is StepStatus.RUNNING and now.attempt == attempt
 
 
 def _late(state: RunState, step: int, superseded: bool) -> ConflictError | GoneError:  # noqa: FBT001

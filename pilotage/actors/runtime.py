@@ -104,6 +104,7 @@ class Runtime:
             await self._open_store()
             await self._put_together()
             self.writer.start()
+            self.housekeeping.start()  # the lease must not run out while runs are recovered
             await self._recover()
             self.admission.open()
             await self.cron.start()
@@ -111,7 +112,6 @@ class Runtime:
             await self._take_down()
             raise
         self._ready.set()
-        self.housekeeping.start()
 
     async def _open_store(self) -> None:
         settings = self.settings

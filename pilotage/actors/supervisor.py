@@ -227,7 +227,9 @@ class Supervisor:
         elif entry.ref is not None:
             self._tell(run_id, entry.ref, message)
         elif not isinstance(message, AttemptNote | Release):
-            entry.waiting = [*(entry.waiting or ()), message]
+            if entry.waiting is None:
+                entry.waiting = []
+            entry.waiting.append(message)
 
     def _tell(self, run_id: str, ref: LoopRef[RunActor], message: object) -> None:
         if isinstance(message, AttemptNote) and ref.cell.depth() >= MAX_NOTES:

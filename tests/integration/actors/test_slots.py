@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
+from pilotage.actors.errors import ConflictError
 from pilotage.actors.principal import ADMIN
 from tests.integration.actors.rig import Rig, gate, noop
 from tests.support.waiting import wait_until
@@ -163,3 +168,51 @@ async def test_a_canceled_and_a_deleted_workflow_leave_nothing_behind(world: Rig
     await world.runtime.catalog.delete_workflow(flow)
     await wait_until(lambda: len(world.runtime.supervisor) == 0, "no run is in memory")
     assert world.runtime.admission.run_slot_free(flow.id)
+
+
+async def test_a_storm_of_commands_on_limited_runs_ends_with_every_slot_free(world: Rig) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    dice = random.Random(seed)
+    steps = [gate(f"s{i}", job="gate2") for i in range(3)]
+    flow = await world.workflow(
+        "w", [*steps, gate("end", "s0", "s1")], max_concurrent_runs=3, max_parallel_steps=2
+    )
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(12)]
+    keys = [f"{n}.{ref}" for n in range(12) for ref in ("s0", "s1", "s2", "end")]
+    gateway = world.gateway
+    commands: list[Callable[[str], Awaitable[Any]]] = [
+        lambda run: gateway.pause(run, ADMIN),
+        lambda run: gateway.resume(run, ADMIN),
+        lambda run: gateway.cancel(run, ADMIN, None),
+        lambda run: gateway.retry_step(run, dice.choice(["s0", "s1", "s2"]), ADMIN),
+        lambda run: gateway.replay_subtree(run, "s0", ADMIN),
+        lambda run: gateway.skip(run, "s1", ADMIN, "storm"),
+    ]
+    for n in range(150):
+        if n % 50 == 49:
+            await world.crash_and_start()
+            gateway = world.gateway
+        some = [dice.choice(commands)(dice.choice(runs)) for _ in range(dice.randrange(1, 4))]
+        answers = await asyncio.gather(*some, return_exceptions=True)
+        unexpected = [a for a in answers if isinstance(a, Exception)]
+        assert all(isinstance(a, ConflictError) for a in unexpected), (seed, unexpected)
+        world.let(*dice.sample(keys, 1))
+        assert world.most["gate2"] <= 2, seed
+        states = [await world.status(run) for run in runs]
+        assert sum(s in {"running", "paused"} for s in states) <= 3, seed
+    world.let(*keys)
+    for run in runs:
+        if await world.status(run) == "paused":
+            await gateway.resume(run, ADMIN)
+
+    async def over() -> bool:
+        for run in runs:
+            if await world.status(run) == "paused":
+                await gateway.resume(run, ADMIN)
+        return all([(await world.state(run)).status.is_terminal for run in runs])
+
+    await wait_until(over, f"every run has ended, {seed=}")
+    await wait_until(lambda: len(world.runtime.supervisor) == 0, f"none is in memory, {seed=}")
+    admission = world.runtime.admission
+    assert not any(p.holders or p.queue for p in admission._runs.values()), seed
+    assert not any(p.holders or p.queue for p in admission._jobs.values()), seed

@@ -1,0 +1,159 @@
+"""The hub between those who send and those who park: races, and events that are given back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pilotage.actors.errors import UnavailableError
+from pilotage.actors.event_hub import EventHub
+from pilotage.actors.kernel import SystemClock
+from pilotage.actors.messages import Answer
+from pilotage.persistence.memory import MemoryServer, MemoryStore
+from pilotage.runtime.commands import EventReceived
+from pilotage.runtime.graph import StepGraph
+from pilotage.runtime.machine import blank_run
+from pilotage.runtime.replies import Done, Late
+from pilotage.runtime.state import RunHead, RunState
+from pilotage.runtime.validation import parse_workflow
+from tests.support.waiting import wait_until
+
+
+class AnyRef:
+    """Resolves whatever a definition refers to."""
+
+    def job(self, id_or_slug: str) -> str | None:
+        return id_or_slug
+
+    def workflow(self, id_or_slug: str) -> str | None:
+        return id_or_slug
+
+
+def blank(run_id: str) -> RunState:
+    steps = [
+        {"step_ref": f"s{i}", "step_type": "wait_for_event", "event_key": "k"} for i in range(9)
+    ]
+    spec = parse_workflow({"name": "w", "steps": steps}, resolve=AnyRef()).spec
+    head = RunHead(
+        id=run_id,
+        project_id="p",
+        workflow_id="w",
+        workflow_slug="w",
+        version=1,
+        version_id="v",
+        created_at_ms=1,
+    )
+    return blank_run(head, StepGraph(spec))
+
+
+class World:
+    """Runs that take events while they are parked; `gone` do not any more, `away` cannot answer."""
+
+    def __init__(self, store: MemoryStore, fence: int) -> None:
+        self.hub = EventHub(store, SystemClock(), lambda: fence, self._deliver)
+        self.taken: list[tuple[str, bytes | None]] = []
+        self.gone: set[str] = set()
+        self.away: set[str] = set()
+        self.gate: asyncio.Event | None = None
+
+    async def _deliver(self, run_id: str, command: EventReceived) -> Answer | None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if run_id in self.away:
+            raise UnavailableError("the store is away")
+        if run_id in self.gone:
+            return Answer(result=Late(superseded=False), state=blank(run_id))
+        self.gone.add(run_id)  # a step takes one event
+        self.taken.append((run_id, command.payload))
+        self.hub.unpark("p", "k", run_id, command.step)
+        return Answer(result=Done(), state=blank(run_id))
+
+    async def park(self, run_id: str) -> None:
+        self.hub.park("p", "k", run_id, 0, 1)
+        await self.hub.take_early("p", "k", run_id, 0, 1)
+
+    async def send(self, payload: bytes, buffer_secs: int = 60) -> int:
+        receipt = await self.hub.send(
+            "p",
+            "k",
+            payload,
+            event_id=payload.decode(),
+            actor="test",
+            buffer_secs=buffer_secs,
+            now_ms=SystemClock().now_ms(),
+        )
+        return receipt.delivered
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    store = MemoryStore(MemoryServer())
+    await store.open()
+    yield World(store, await store.acquire("me", 60))
+    await store.close()
+
+
+async def test_everybody_parked_gets_it_and_nobody_twice(world: World) -> None:
+    for run in ("a", "b", "c"):
+        await world.park(run)
+    assert await world.send(b"1") == 3
+    assert sorted(world.taken) == [("a", b"1"), ("b", b"1"), ("c", b"1")]
+    assert await world.send(b"2", 0) == 0
+
+
+async def test_kept_events_go_out_in_order_one_to_each(world: World) -> None:
+    for payload in (b"1", b"2", b"3"):
+        assert await world.send(payload) == 0
+    for run in ("a", "b"):
+        await world.park(run)
+    assert world.taken == [("a", b"1"), ("b", b"2")]
+
+
+async def test_an_event_that_is_not_taken_goes_to_the_next(world: World) -> None:
+    await world.send(b"1")
+    world.gone.add("a")
+    await world.park("a")
+    world.hub.unpark("p", "k", "a", 0)
+    assert world.taken == []
+    await world.park("b")
+    assert world.taken == [("b", b"1")]
+
+
+async def test_a_step_that_parks_while_an_event_is_being_kept_gets_it_once(world: World) -> None:
+    world.gate = asyncio.Event()
+    sending = asyncio.create_task(world.send(b"1"))
+    parking = asyncio.create_task(world.park("a"))
+    await asyncio.sleep(0)
+    world.gate.set()
+    await asyncio.gather(sending, parking)
+    await wait_until(lambda: world.taken == [("a", b"1")], "it was delivered, once")
+    world.gone.discard("b")
+    await world.park("b")
+    assert world.taken == [("a", b"1")]
+
+
+async def test_a_receiver_that_cannot_answer_makes_the_sender_try_again(world: World) -> None:
+    await world.park("a")
+    await world.park("b")
+    world.away.add("b")
+    with pytest.raises(UnavailableError):
+        await world.send(b"1")
+    world.away.clear()
+    assert await world.send(b"1") == 1
+    assert world.taken == [("a", b"1"), ("b", b"1")]
+
+
+async def test_an_early_event_stays_the_steps_own_while_its_run_cannot_answer(
+    world: World,
+) -> None:
+    await world.send(b"1")
+    world.away.add("a")
+    with pytest.raises(UnavailableError):
+        await world.park("a")
+    await world.park("b")
+    assert world.taken == []
+    world.away.clear()
+    await world.hub.take_early("p", "k", "a", 0, 1)
+    assert world.taken == [("a", b"1")]
