@@ -235,13 +235,6 @@ class Fields:
         ]
         return [] if wrong else [str(item) for item in value]
 
-    def object_(self, name: str) -> dict[str, Any] | None:
-        value = self.take(name)
-        if value is None or is_object(value):
-            return value
-        self.problems.append(f"{name}: must be an object, not {type_name(value)}")
-        return None
-
     def close(self) -> None:
         """Refuse fields that nobody asked for."""
         self.problems += [

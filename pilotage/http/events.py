@@ -60,8 +60,7 @@ class EventsController(Controller):
             fields.problems.append(
                 "project_id: required with an admin key (or the header X-Project-Id)"
             )
-        fields.check()
-        if project_id is None:
+        if fields.problems or project_id is None:
             raise InvalidError("the request is not valid", fields.problems)
         gateway, by = api_of(request).gateway, acting(request)
 

@@ -124,7 +124,7 @@ def require_json_format(request: AnyRequest) -> None:
     """Graphs come as JSON only."""
     query = Query(request)
     if query.one("format") not in {None, "json"}:
-        query.problems.append("format: must be json; pictures of graphs are not there yet")
+        query.problems.append("format: must be json; pictures of graphs come later")
     query.check()
 
 
