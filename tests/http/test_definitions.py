@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
 import pytest
 
+from pilotage.actors import run_actor
 from tests.http.conftest import (
     PROJECT,
     Server,
@@ -198,16 +200,29 @@ async def test_what_comes_first_in_the_order_of_checks_is_told_first(
 # --- quarantine ----------------------------------------------------------------------------------
 
 
+async def fail_until_quarantined(server: Server, client: httpx.AsyncClient, run_id: str) -> None:
+    deadline = time.monotonic() + 20
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(run_actor, "step", _broken_step)
+        while run_id not in server.runtime.supervisor.quarantined:
+            assert time.monotonic() < deadline, "the run was not quarantined"
+            await client.post(f"/v1/workflow-runs/{run_id}/pause")
+
+
+def _broken_step(*_: object) -> None:
+    raise RuntimeError("a bug")
+
+
 async def test_quarantined_runs_are_listed_released_and_discarded(
     server: Server, client: httpx.AsyncClient
 ) -> None:
     await define(client, "w", [approval("gate")])
     first, second, third = [(await trigger(client, "w"))["id"] for _ in range(3)]
     for run_id in (first, second, third):
-        server.runtime.supervisor.quarantined[run_id] = "it failed 5 times"
+        await fail_until_quarantined(server, client, run_id)
     page = (await client.get("/v1/quarantine", params={"limit": 2})).json()
     assert page["has_more"]
-    assert page["data"][0]["reason"] == "it failed 5 times"
+    assert "a bug" in page["data"][0]["reason"]
     assert page["data"][0]["run"]["quarantined"] is True
     rest = await client.get("/v1/quarantine", params={"limit": 2, "cursor": page["next_cursor"]})
     listed = [r["workflow_run_id"] for r in page["data"] + rest.json()["data"]]
@@ -215,6 +230,9 @@ async def test_quarantined_runs_are_listed_released_and_discarded(
     rival = await server.member(project="rival", name="r")
     assert (await rival.get("/v1/quarantine")).json()["data"] == []
     assert (await rival.post(f"/v1/quarantine/{first}/release")).status_code == 404
+    refused = await client.post(f"/v1/workflow-runs/{first}/pause")
+    assert refused.status_code == 409
+    assert "quarantined" in refused.json()["message"]
     assert (await client.post(f"/v1/quarantine/{first}/release")).status_code == 204
     assert (await client.post(f"/v1/quarantine/{first}/release")).status_code == 404
     assert (await client.post(f"/v1/workflow-runs/{first}/pause")).status_code == 204
