@@ -23,7 +23,8 @@ import msgspec
 
 from pilotage.actors.runtime import Runtime
 from pilotage.app import Pilotage
-from pilotage.cli.files import LoadedFile, load_definition
+from pilotage.cli.errors import USAGE, CommandError
+from pilotage.cli.files import DefinitionFileError, LoadedFile, load_definition
 from pilotage.cli.output import Output
 from pilotage.cli.progress import Progress, progress_for
 from pilotage.cli.serve import load, load_user_app
@@ -33,6 +34,7 @@ from pilotage.cli.watch import outcome
 from pilotage.cli.wfformat import WFFORMAT_JOB
 from pilotage.deploy import put_job, put_workflow
 from pilotage.local import LocalRuntime, Run, put_app
+from pilotage.runtime.jsonvalues import is_array, is_object
 from pilotage.runtime.status import TERMINAL_RUN
 from pilotage.settings import Settings
 
@@ -58,6 +60,11 @@ def register_replay(app: Pilotage, time_scale: float) -> None:
         await asyncio.sleep(task.runtime_secs * time_scale)
 
     app.registry.register(replay, name=WFFORMAT_JOB)
+
+
+def _is_recording(loaded: LoadedFile) -> bool:
+    steps = loaded.workflow.get("steps")
+    return is_array(steps) and any(is_object(s) and s.get("job_id") == WFFORMAT_JOB for s in steps)
 
 
 @contextmanager
@@ -105,10 +112,14 @@ def run(
     FILE is YAML, TOML or JSON, or a recording in WfFormat. The exit status is 0 only if the run
     has completed.
     """
-    loaded = load_definition(file)
+    try:
+        loaded = load_definition(file)
+    except DefinitionFileError as error:
+        raise CommandError(str(error), USAGE) from error
     decoded = None if payload is None else parse_json(payload, "--payload")
     app = load_user_app(target) or Pilotage()
-    register_replay(app, time_scale)
+    if _is_recording(loaded) and WFFORMAT_JOB not in app.registry:
+        register_replay(app, time_scale)
     for warning in loaded.warnings:
         print(f"note: {clean(warning)}", file=sys.stderr)
     with place(data_dir, keep=keep) as folder:

@@ -237,31 +237,26 @@ def demo_env(tmp_path: Path, **more: str) -> dict[str, str]:
     return {"CI": "1", "PILOTAGE_DATA_DIR": str(tmp_path / "data"), **more}
 
 
-def test_the_demo_ends_with_a_completed_run(tmp_path: Path) -> None:
-    done = run_cli("demo", "--port", str(free_port()), env=demo_env(tmp_path))
-    assert done.returncode == 0, done
-    assert "is completed" in done.stdout.splitlines()[-1]
-    assert "tries again" in done.stdout
-    assert "\x1b" not in done.stdout
+@pytest.mark.slow
+def test_two_demos_side_by_side_and_one_more_on_the_same_directory(tmp_path: Path) -> None:
+    env, port = demo_env(tmp_path), str(free_port())
+    first = CliProcess("demo", "--port", port, env=env, log=tmp_path / "log")
+    first.read_until("is up on")
+    second = run_cli("demo", "--port", port, env=env)
+    assert first.process.wait(30) == 0
+    assert first.stop() == 0
+    assert "is completed" in first.lines[-1]
+    assert any("tries again" in line for line in first.lines)
+    assert "\x1b" not in "".join(first.lines)
 
+    assert second.returncode == 0, second
+    assert f"port {port} is taken" in second.stdout
+    assert "in use by another server" in second.stdout
+    assert "is completed" in second.stdout.splitlines()[-1]
 
-def test_the_demo_takes_the_next_port_and_another_directory(own: Server, tmp_path: Path) -> None:
-    own.start()
-    port = own.url.rpartition(":")[2]
-    env = {"CI": "1", "PILOTAGE_DATA_DIR": str(own.data_dir)}
-    done = run_cli("demo", "--port", port, env=env)
-    assert done.returncode == 0, done
-    assert f"port {port} is taken" in done.stdout
-    assert "in use by another server" in done.stdout
-    assert own.stop() == 0
-
-
-def test_the_demo_runs_twice_on_the_same_directory(tmp_path: Path) -> None:
-    env = demo_env(tmp_path)
-    for said in ("registered", "brought up to date"):
-        done = run_cli("demo", "--port", str(free_port()), env=env)
-        assert done.returncode == 0, done
-        assert said in done.stdout
+    third = run_cli("demo", "--port", port, env=env)
+    assert third.returncode == 0, third
+    assert "brought up to date" in third.stdout
 
 
 def test_the_demo_says_why_it_cannot_run(tmp_path: Path) -> None:
