@@ -10,16 +10,16 @@ a workflow that uses it is being made.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar
-from uuid import UUID
 from zlib import crc32
 
 import msgspec
 
 from pilotage.actors.api_keys import ApiKeys
 from pilotage.actors.catalog_graphs import GraphCache
+from pilotage.actors.catalog_lookup import Known, each, find, look_up, references, unknown
 from pilotage.actors.catalog_model import (
     Job,
     Workflow,
@@ -43,7 +43,6 @@ from pilotage.actors.kernel.clock import Clock
 from pilotage.persistence.port import IdempotencyRecord, Store
 from pilotage.runtime.definition import JobPolicy, JobSpec, WorkflowSpec
 from pilotage.runtime.graph import StepGraph
-from pilotage.runtime.jsonvalues import is_array, is_object
 from pilotage.runtime.status import ExecutionMode
 from pilotage.runtime.validation import (
     ParsedJob,
@@ -51,10 +50,8 @@ from pilotage.runtime.validation import (
     parse_workflow,
     parse_workflow_patch,
 )
-from pilotage.runtime.validation_steps import MAX_STEPS
 
 _LOCKS = 64
-_SCAN_PAGE = 100
 D = TypeVar("D", bound=Filed)
 
 
@@ -119,12 +116,12 @@ class Catalog:
 
     async def workflow(self, project_id: str | None, id_or_slug: str) -> Workflow:
         """A project's workflow; without a project by id only."""
-        return await _lookup(self._workflows, "workflow", project_id, id_or_slug)
+        return await look_up(self._workflows, "workflow", project_id, id_or_slug)
 
     async def workflow_by_id(self, workflow_id: str) -> Workflow:
         found = await self._workflows.get(workflow_id)
         if found is None:
-            raise _unknown("workflow", workflow_id)
+            raise unknown("workflow", workflow_id)
         return found
 
     async def create_workflow(
@@ -198,7 +195,7 @@ class Catalog:
                     "cancel them or wait for their end, then delete it"
                 )
             if not await self._workflows.delete(workflow.id):
-                raise _unknown("workflow", workflow.id)
+                raise unknown("workflow", workflow.id)
             self.listeners.workflow_deleted(workflow.id)
 
     async def list_workflows(
@@ -208,7 +205,7 @@ class Catalog:
 
     async def all_workflows(self) -> AsyncIterator[Workflow]:
         """Every workflow of every project (for cron), a page at a time."""
-        async for workflow in _each(self._workflows, None):
+        async for workflow in each(self._workflows, None):
             yield workflow
 
     # --- versions --------------------------------------------------------------------------
@@ -222,7 +219,7 @@ class Catalog:
     async def spec_version(self, version_id: str) -> WorkflowVersion:
         found = await self._versions.get(version_id)
         if found is None:
-            raise _unknown("workflow version", version_id)
+            raise unknown("workflow version", version_id)
         return found
 
     async def graph(self, version_id: str) -> StepGraph:
@@ -236,11 +233,11 @@ class Catalog:
 
     async def job(self, project_id: str | None, id_or_slug: str) -> Job:
         """A project's stored job; without a project by id only."""
-        return await _lookup(self._jobs, "job", project_id, id_or_slug)
+        return await look_up(self._jobs, "job", project_id, id_or_slug)
 
     async def job_for_attempt(self, project_id: str, ref: str) -> Job:
         """What a step's `job_id` means: the project's job, else a registered Python function."""
-        stored = await _find(self._jobs, project_id, ref)
+        stored = await find(self._jobs, project_id, ref)
         if stored is not None:
             return stored
         registered = self._python_jobs.get(ref)
@@ -312,7 +309,7 @@ class Catalog:
         async with self._changing(job.project_id):
             await self._refuse_used(job)
             if not await self._jobs.delete(job.id):
-                raise _unknown("job", job.id)
+                raise unknown("job", job.id)
 
     async def list_jobs(
         self, project_id: str | None, limit: int, after: Position | None = None
@@ -330,14 +327,14 @@ class Catalog:
         resolver = await self._resolver(workflow.project_id, raw)
         return parse_workflow_patch(raw, workflow, resolve=resolver)
 
-    async def _resolver(self, project_id: str, raw: Any) -> _Known:
+    async def _resolver(self, project_id: str, raw: Any) -> Known:
         """Everything that the steps of `raw` may refer to, looked up beforehand."""
-        return _Known(
-            jobs=await self._known_jobs(project_id, _references(raw, "job_id")),
+        return Known(
+            jobs=await self._known_jobs(project_id, references(raw, "job_id")),
             workflows={
                 ref: found.id
-                for ref in _references(raw, "sub_workflow_id")
-                if (found := await _find(self._workflows, project_id, ref)) is not None
+                for ref in references(raw, "sub_workflow_id")
+                if (found := await find(self._workflows, project_id, ref)) is not None
             },
         )
 
@@ -345,7 +342,7 @@ class Catalog:
         """What to store for each of `refs` that is a job: its id, or a function's name."""
         known: dict[str, str] = {}
         for ref in refs:
-            found = await _find(self._jobs, project_id, ref)
+            found = await find(self._jobs, project_id, ref)
             if found is not None:
                 known[ref] = found.id
             elif self._python_jobs.get(ref) is not None:
@@ -413,7 +410,7 @@ class Catalog:
         refs = {job.id, job.slug}
         users = [
             w.slug
-            async for w in _each(self._workflows, job.project_id)
+            async for w in each(self._workflows, job.project_id)
             if w.enabled and any(s.job_id in refs for s in w.spec.steps)
         ]
         if users:
@@ -423,77 +420,6 @@ class Catalog:
                 f'job "{job.slug}" is used by the enabled workflows {shown}{more}; '
                 "change or disable them first"
             )
-
-
-# --- lookups ---------------------------------------------------------------------------------
-
-
-class _Known(msgspec.Struct, frozen=True, kw_only=True):
-    """A `Resolver` of what was looked up."""
-
-    jobs: Mapping[str, str]
-    workflows: Mapping[str, str]
-
-    def job(self, id_or_slug: str) -> str | None:
-        return self.jobs.get(id_or_slug)
-
-    def workflow(self, id_or_slug: str) -> str | None:
-        return self.workflows.get(id_or_slug)
-
-
-def _references(raw: Any, field: str) -> list[str]:
-    """The texts in `field` of the steps of an unchecked workflow, each once."""
-    steps = raw.get("steps") if is_object(raw) else None
-    if not is_array(steps):
-        return []
-    refs = (step.get(field) for step in steps[:MAX_STEPS] if is_object(step))
-    return list(dict.fromkeys(ref for ref in refs if isinstance(ref, str) and len(ref) <= 255))
-
-
-async def _find(shelf: Shelf[D], project_id: str, id_or_slug: str) -> D | None:
-    if _looks_like_id(id_or_slug):
-        found = await shelf.get(id_or_slug)
-        if found is not None and found.project_id == project_id:
-            return found
-    return await shelf.find(project_id, id_or_slug)
-
-
-async def _lookup(shelf: Shelf[D], what: str, project_id: str | None, id_or_slug: str) -> D:
-    if project_id is not None:
-        found = await _find(shelf, project_id, id_or_slug)
-    elif _looks_like_id(id_or_slug):
-        found = await shelf.get(id_or_slug)
-    else:
-        raise InvalidError(
-            f'"{id_or_slug}" is a slug, and an admin key has no project of its own',
-            [f"project_id: name the project of the {what} with the header X-Project-Id"],
-        )
-    if found is None:
-        raise _unknown(what, id_or_slug)
-    return found
-
-
-async def _each(shelf: Shelf[D], partition: str | None) -> AsyncIterator[D]:
-    after: Position | None = None
-    while True:
-        page, after = await shelf.page(partition, _SCAN_PAGE, after)
-        for item in page:
-            yield item
-        if after is None:
-            return
-
-
-def _looks_like_id(text: str) -> bool:
-    if len(text) != 36:
-        return False
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False
-
-
-def _unknown(what: str, name: str) -> NotFoundError:
-    return NotFoundError(f'unknown {what} "{name}"')
 
 
 def _version_id(now_ms: int) -> str:

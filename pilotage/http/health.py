@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Controller, get
 from litestar.response.base import ASGIResponse
 
-import pilotage
+from pilotage import __version__
 from pilotage.actors.errors import UnavailableError
 from pilotage.actors.metrics import CONTENT_TYPE
 from pilotage.http.answers import ok
@@ -24,7 +24,7 @@ class HealthController(Controller):
     async def health(self, request: AnyRequest) -> ASGIResponse:
         """Always 200: the process answers."""
         ready = api_of(request).gateway.ready
-        return ok({"status": "ok", "version": pilotage.__version__, "ready": ready})
+        return ok({"status": "ok", "version": __version__, "ready": ready})
 
     @get("/health/ready", operation_id="get-readiness", opt=OPEN)
     async def readiness(self, request: AnyRequest) -> ASGIResponse:

@@ -14,7 +14,7 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
-import pilotage
+from pilotage import __version__
 from pilotage.http.auth import PUBLIC
 from pilotage.http.openapi_examples import ERRORS, EXAMPLES
 from pilotage.http.openapi_operations import DOCS, TAGS, Doc
@@ -47,7 +47,7 @@ def document(app: Litestar) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "Pilotage",
-            "version": pilotage.__version__,
+            "version": __version__,
             "description": ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

@@ -117,15 +117,22 @@ def _ref(name: str) -> Schema:
 def _requests(workflow_spec: Schema, job_spec: Schema) -> dict[str, Schema]:
     workflow = {**_IDENTITY, "description": _text(2_000), **workflow_spec["properties"]}
     job = {**_IDENTITY, **job_spec["properties"]}
-    override = _object(
-        {"step_ref": {"type": "string"}, "enabled": {"type": "boolean"}}, ["step_ref", "enabled"]
-    )
-    ids: Schema = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 100}
     return {
         "WorkflowInput": _object(workflow, ["steps"], additionalProperties=False),
         "WorkflowPatch": _object(workflow, additionalProperties=False),
         "JobInput": _object(job, additionalProperties=False),
         "JobPatch": _object(job, additionalProperties=False),
+        **_actions(),
+        **_callbacks(),
+    }
+
+
+def _actions() -> dict[str, Schema]:
+    override = _object(
+        {"step_ref": {"type": "string"}, "enabled": {"type": "boolean"}}, ["step_ref", "enabled"]
+    )
+    ids: Schema = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 100}
+    return {
         "TriggerInput": _object(
             {
                 "payload": ANY_JSON,
@@ -156,6 +163,11 @@ def _requests(workflow_spec: Schema, job_spec: Schema) -> dict[str, Schema]:
             ["name", "scopes"],
             additionalProperties=False,
         ),
+    }
+
+
+def _callbacks() -> dict[str, Schema]:
+    return {
         "FailInput": _object(
             {"error": _text(16_384), "final": {"type": "boolean", "default": False}}, ["error"]
         ),

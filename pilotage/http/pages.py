@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,13 +27,27 @@ Position = tuple[int, str]
 _DECODER: msgspec.msgpack.Decoder[Position] = msgspec.msgpack.Decoder(Position)
 _SEAL_BYTES = 8
 _MAX_CURSOR = 512
+_MAX_NUMBER = 1 << 53
 _NO_FILTER = frozenset({"cursor", "limit"})
+_REFUSED = re.compile(rb"q\s*=\s*0(?:\.0*)?")
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: Sequence[Any]
     has_more: bool
     next_cursor: str | None = None
+
+
+def asks_for_page(request: AnyRequest) -> bool:
+    """Whether `Accept` names the page form; `q=0` is a refusal (RFC 9110)."""
+    accept = call_of(request.scope).headers.get(b"accept", b"").lower()
+    if PAGE_TYPE.encode() not in accept:
+        return False
+    for item in accept.split(b","):
+        name, *parameters = (part.strip() for part in item.split(b";"))
+        if name == PAGE_TYPE.encode():
+            return not any(_REFUSED.fullmatch(p) for p in parameters)
+    return False
 
 
 class Listing:
@@ -47,10 +62,8 @@ class Listing:
     ) -> None:
         self._request = request
         self._query = query
-        accept = call_of(request.scope).headers.get(b"accept", b"")
-        self.as_page = (
-            always_page or query.one("cursor") is not None or PAGE_TYPE.encode() in accept.lower()
-        )
+        self._typed = asks_for_page(request)
+        self.as_page = always_page or query.one("cursor") is not None or self._typed
         filters = sorted(p for p in query.pairs if p[0] not in _NO_FILTER)
         self._context = repr((request.scope["path"], project_id, filters)).encode()
 
@@ -71,8 +84,7 @@ class Listing:
         media_type = JSON
         if self.as_page:
             body = Page(data=rows, has_more=cursor is not None, next_cursor=cursor)
-            accept = call_of(self._request.scope).headers.get(b"accept", b"").lower()
-            media_type = PAGE_TYPE if PAGE_TYPE.encode() in accept else JSON
+            media_type = PAGE_TYPE if self._typed else JSON
         return ASGIResponse(body=msgspec.json.encode(body), headers=headers, media_type=media_type)
 
     def _next_url(self, cursor: str) -> str:
@@ -91,13 +103,18 @@ class Listing:
             with suppress(ValueError, binascii.Error):
                 raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         data = raw[_SEAL_BYTES:]
-        if raw[:_SEAL_BYTES] != self._digest(data):
+        position: Position | None = None
+        if raw[:_SEAL_BYTES] == self._digest(data):
+            # The seal is no secret: what is under it may still be anything.
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                position = _DECODER.decode(data)
+        if position is None or not 0 <= position[0] < _MAX_NUMBER:
             raise HttpError(
                 400,
                 "the cursor is not one of this list with these filters; "
                 "start again without a cursor",
             )
-        return _DECODER.decode(data)
+        return position
 
     def _digest(self, data: bytes) -> bytes:
         return hashlib.blake2b(self._context + data, digest_size=_SEAL_BYTES).digest()

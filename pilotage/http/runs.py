@@ -132,6 +132,8 @@ async def answer_list(
     request: AnyRequest, project_id: str, query: Query, workflow_id: str | None
 ) -> ASGIResponse:
     """A page of a project's runs by the filters of the query."""
+    if query.one("workflow_id") == "":
+        query.problems.append("workflow_id: must be the id of a workflow, or left out")
     run_query = RunQuery(
         project_id=project_id,
         limit=query.limit(),

@@ -16,8 +16,8 @@ from pilotage.actors.executors.port import MAX_OUTPUT_BYTES
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import ok
 from pilotage.http.bodies import Fields, encode_json, read_json
-from pilotage.http.call import AnyRequest, acting, api_of, call_of, principal_of
-from pilotage.http.pages import PAGE_TYPE, Listing
+from pilotage.http.call import AnyRequest, acting, api_of, principal_of
+from pilotage.http.pages import Listing
 from pilotage.http.ports import Body
 from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
@@ -138,12 +138,11 @@ class StepsController(Controller):
     async def list_(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         views = await api_of(request).gateway.steps(run_id, principal_of(request))
         query = Query(request)
-        accept = call_of(request.scope).headers.get(b"accept", b"")
-        if query.one("cursor") is None and PAGE_TYPE.encode() not in accept.lower():
-            return ok(views)
         listing = Listing(request, query, run_id)
         limit = query.limit()
         query.check()
+        if not listing.as_page and query.one("limit") is None:
+            return ok(views)
         after = listing.after
         start = 0 if after is None else after[0] + 1
         page = views[start : start + limit]
