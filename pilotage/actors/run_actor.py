@@ -84,6 +84,7 @@ class RunActor(LoopActor):
         self._batch: Batch | None = None
         self._in_flight: Batch | None = None
         self._dead = False
+        self.releasing = False
         self._outbox: dict[str, Effect] = {}
         self._acknowledged: list[str] = []
         self._postponed: list[tuple[Remember, DeferredReply]] = []
@@ -202,6 +203,7 @@ class RunActor(LoopActor):
         answered with ActorDeadError and asks again, of a new actor; what else may wait is late.
         """
         del message
+        self.releasing = False
         if self._is_done():
             self._stop()
 

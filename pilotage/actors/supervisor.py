@@ -224,9 +224,13 @@ class Supervisor:
         if entry is None:
             if isinstance(message, AttemptCompleted | AttemptFailed):
                 self._services.count("pilotage_late_results_total")
+        elif isinstance(message, Release):
+            if entry.actor is not None and not entry.actor.releasing:
+                entry.actor.releasing = True  # one is enough, and one too many is a dead letter
+                self._tell(run_id, entry.actor.actor_ref, message)
         elif entry.ref is not None:
             self._tell(run_id, entry.ref, message)
-        elif not isinstance(message, AttemptNote | Release):
+        elif not isinstance(message, AttemptNote):
             if entry.waiting is None:
                 entry.waiting = []
             entry.waiting.append(message)

@@ -198,8 +198,9 @@ async def test_a_storm_of_commands_on_limited_runs_ends_with_every_slot_free(wor
         assert all(isinstance(a, ConflictError) for a in unexpected), (seed, unexpected)
         world.let(*dice.sample(keys, 1))
         assert world.most["gate2"] <= 2, seed
-        states = [await world.status(run) for run in runs]
-        assert sum(s in {"running", "paused"} for s in states) <= 3, seed
+        states = [world.runtime.supervisor.published(run) for run in runs]  # at one instant
+        running = [s.id for s in states if s is not None and s.status in {"running", "paused"}]
+        assert len(running) <= 3, (seed, running)
     world.let(*keys)
     for run in runs:
         if await world.status(run) == "paused":
