@@ -15,7 +15,7 @@ from litestar import Litestar
 from pilotage.actors.executors.python_jobs import JobRegistry
 from pilotage.actors.runtime import Runtime
 from pilotage.http.app import create_app
-from pilotage.http.server import serve_app
+from pilotage.http.server import RunningServer, serve_app
 from pilotage.persistence.memory import MemoryStore
 from pilotage.settings import Settings
 from tests.http.conformance import Conformance
@@ -66,10 +66,12 @@ def make_registry(latch: Latch) -> JobRegistry:
 class Server:
     """A running server and clients of it; every answer is held against the OpenAPI document."""
 
-    def __init__(self, runtime: Runtime, app: Litestar, url: str, latch: Latch) -> None:
+    def __init__(self, runtime: Runtime, app: Litestar, http: RunningServer, latch: Latch) -> None:
         self.runtime = runtime
         self.app = app
-        self.url = url
+        self.url = http.url
+        self._http = http
+        self._stopped = False
         self.latch = latch
         self.store = runtime.store
         self.conformance = Conformance(app)
@@ -102,9 +104,16 @@ class Server:
     ) -> httpx.AsyncClient:
         return self.client(await self.key(scopes, project, name))
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
+        """Everything ends in order; without effect the second time."""
+        if self._stopped:
+            return
+        self._stopped = True
         for client in self._clients:
             await client.aclose()
+        self.latch.open.set()
+        await self._http.stop()
+        await self.runtime.stop()
 
 
 StartServer = Callable[..., Awaitable[Server]]
@@ -113,27 +122,27 @@ StartServer = Callable[..., Awaitable[Server]]
 @pytest.fixture
 async def start_server() -> AsyncIterator[StartServer]:
     """Starts a server with settings of one's own; all are stopped after the test."""
-    running: list[tuple[Server, Any]] = []
+    running: list[Server] = []
 
-    async def start(store: MemoryStore | None = None, **settings: Any) -> Server:
+    async def start(
+        store: MemoryStore | None = None, *, real_store: bool = False, **settings: Any
+    ) -> Server:
         latch = Latch()
         values = Settings(admin_key=ADMIN_KEY, allow_private_endpoints=True, **settings)
         runtime = Runtime(
-            settings=values, registry=make_registry(latch), store=store or MemoryStore()
+            settings=values,
+            registry=make_registry(latch),
+            store=None if real_store else store or MemoryStore(),
         )
         await runtime.start()
         app = create_app(runtime.gateway, values, metrics=runtime.metrics)
         http = await serve_app(app, "127.0.0.1", 0, grace_secs=1)
-        server = Server(runtime, app, http.url, latch)
-        running.append((server, http))
-        return server
+        running.append(Server(runtime, app, http, latch))
+        return running[-1]
 
     yield start
-    for server, http in reversed(running):
-        await server.close()
-        server.latch.open.set()
-        await http.stop()
-        await server.runtime.stop()
+    for server in reversed(running):
+        await server.stop()
 
 
 @pytest.fixture
