@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from pilotage.actors.endings import end_all
 from pilotage.actors.kernel import Clock
 from pilotage.actors.writer import Writer
 from pilotage.persistence.embedded import EmbeddedServer, EmbeddedServerError
@@ -58,9 +59,7 @@ class Housekeeping:
             self._tasks.append(asyncio.create_task(_run(forever), name=name))
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(self._tasks)
         self._tasks.clear()
 
     async def _keep_lease(self) -> None:

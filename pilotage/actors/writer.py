@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from pilotage.actors.endings import end_all
 from pilotage.persistence.port import (
     FencedError,
     RunWrite,
@@ -98,8 +99,7 @@ class Writer:
     async def close(self) -> None:
         """Stop; what could not be written is left (the store has the state before)."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_all([self._task])
             self._task = None
 
     async def _run(self) -> None:
