@@ -15,7 +15,7 @@ from pilotage.http.bodies import Fields, read_json
 from pilotage.http.call import AnyRequest, acting, api_of
 from pilotage.http.ports import BulkItem
 from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, idempotency_of, once
+from pilotage.http.repeats import Answer, client_key, idempotency_of, once
 from pilotage.http.runs import WRITE
 
 MAX_RUNS = 100
@@ -76,6 +76,7 @@ async def asked(request: AnyRequest) -> Asked:
     body = await read_json(request)
     query = Query(request)
     dry_run = query.flag("dry_run")
+    client_key(request)
     fields = Fields(body)
     run_ids = list(dict.fromkeys(fields.texts("workflow_run_ids", 1, MAX_RUNS)))
     fields.problems += query.problems

@@ -18,6 +18,8 @@ from pilotage.http.call import AnyRequest, api_of, call_of
 JobRunId = Annotated[str, PathParameter(name="jobRunID")]
 BY_TOKEN = {"scope": PUBLIC, "credential": "run-token"}
 LEVELS = ("debug", "info", "warning", "error")
+OTHER_LEVELS = {"warn": "warning", "critical": "error", "fatal": "error"}
+"""What loggers in the world call them besides."""
 MAX_ERROR = 16_384
 MAX_MESSAGE = 2_000
 
@@ -75,7 +77,7 @@ class CallbacksController(Controller):
         token = _token(request)
         fields = Fields(await read_json(request))
         percent = fields.number("percent", 0, 100)
-        if not fields.has("percent"):
+        if fields.take("percent") is None:
             fields.problems.append("percent: required")
         message = fields.text("message", max_chars=MAX_MESSAGE)
         fields.check()
@@ -89,6 +91,7 @@ class CallbacksController(Controller):
         token = _token(request)
         fields = Fields(await read_json(request))
         level = fields.text("level", max_chars=16, required=True) or ""
+        level = OTHER_LEVELS.get(level, level)
         message = fields.text("message", max_chars=MAX_MESSAGE, required=True) or ""
         data = encode_json(fields.take("data"))
         if level and level not in LEVELS:

@@ -43,9 +43,12 @@ class KeysController(Controller):
             fields.problems.append('project_id: required with an admin key ("*" for an admin key)')
         elif project != ANY and not is_project_id(project):
             fields.problems.append('project_id: must match [A-Za-z0-9_.-]{1,128}, or be "*"')
+        try:
+            check_key(name or "unknown", scopes or (ANY,), days)
+        except InvalidError as exc:
+            fields.problems += exc.details
         if fields.problems or project is None:
             raise InvalidError("the api key is not valid", fields.problems)
-        check_key(name, scopes, days)
 
         async def act(_: Idempotency | None) -> Answer:
             key, secret = await api_of(request).catalog.keys.create(

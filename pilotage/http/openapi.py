@@ -196,10 +196,11 @@ def _success(status: int, answer: str | None, doc: Doc) -> Json:
             },
         }
         shown = {"data": [example], "has_more": False}
-        content[_JSON]["example"] = [example]
         if not _has_array_form(doc):
             content[_JSON] = {"schema": page, "example": shown}
         else:
+            either = {"anyOf": [_schema(answer), page]}
+            content[_JSON] = {"schema": either, "example": [example]}
             content[PAGE_TYPE] = {"schema": page, "example": shown}
         response["headers"] = _LIST_HEADERS
     if status == 201:
@@ -209,6 +210,9 @@ def _success(status: int, answer: str | None, doc: Doc) -> Json:
 
 
 def _has_array_form(doc: Doc) -> bool:
+    """As plain JSON: an array, or the page for who sends a cursor or names no project."""
+    if doc.tag == "API keys":
+        return False
     return doc.tag == "Steps" or any(p.name == "project_id" for p in doc.query)
 
 

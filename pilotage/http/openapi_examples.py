@@ -277,7 +277,7 @@ ERRORS: dict[int, dict[str, Any]] = {
     415: error_example("unsupported_media_type", "the body must be JSON in UTF-8"),
     422: error_example(
         "validation_failed",
-        "the definition is not valid; see details",
+        'the definition is not valid: steps[3].depends_on[0]: unknown step "x"',
         ['steps[3].depends_on[0]: unknown step "x"'],
     ),
     429: error_example("rate_limited", "this key may ask 600 times a minute; slow down"),

@@ -59,7 +59,7 @@ TAGS = {
 _LIMIT = Parameter(
     name="limit",
     about="Items a page. Above 100 is 100.",
-    schema={"type": "integer", "minimum": 1, "maximum": 100, "default": 50},
+    schema={"type": "integer", "minimum": 1, "default": 50},
 )
 _CURSOR = Parameter(
     name="cursor", about="From the page before. Present, even empty: the answer is a page."
@@ -68,6 +68,7 @@ _PAGED = (_LIMIT, _CURSOR)
 _PROJECT = Parameter(
     name="project_id",
     about="Left out: the key's own project, answered as a page. An admin key must name one.",
+    schema={"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"},
 )
 _DRY = Parameter(
     name="dry_run", about="Say what would happen, change nothing.", schema={"type": "boolean"}
@@ -78,7 +79,6 @@ _FILTERS = (
         about="Only runs in this status.",
         schema={"type": "string", "enum": [str(s) for s in RunStatus]},
     ),
-    Parameter(name="workflow_id", about="Only runs of this workflow (its id)."),
     Parameter(name="tag", about="`key:value`; repeatable, all must hold.", repeatable=True),
     Parameter(
         name="created_after",
@@ -91,6 +91,7 @@ _FILTERS = (
         schema={"type": "string", "format": "date-time"},
     ),
 )
+_WORKFLOW = Parameter(name="workflow_id", about="Only runs of this workflow (its id).")
 _REPEATABLE = "Repeating it when it already holds is a success without effect."
 
 _RUNS = {
@@ -98,7 +99,7 @@ _RUNS = {
         tag="Runs",
         summary="List workflow runs",
         about="Newest first. Filters combine; a page may be short and still have a next one.",
-        query=(_PROJECT, *_FILTERS, *_PAGED),
+        query=(_PROJECT, _WORKFLOW, *_FILTERS, *_PAGED),
         answer="WorkflowRun[]",
     ),
     "get-workflow-run": Doc(tag="Runs", summary="Get a workflow run", answer="WorkflowRun"),
@@ -301,7 +302,7 @@ _WORKFLOWS = {
     "list-runs-of-workflow": Doc(
         tag="Workflows",
         summary="List runs of a workflow",
-        query=(*_FILTERS, *_PAGED),
+        query=(_PROJECT, *_FILTERS, *_PAGED),
         answer="WorkflowRun[]",
     ),
     "list-workflow-versions": Doc(
@@ -388,7 +389,18 @@ _JOBS = {
         errors=(409,),
     ),
     "list-api-keys": Doc(
-        tag="API keys", summary="List API keys", query=(_PROJECT, *_PAGED), answer="ApiKey[]"
+        tag="API keys",
+        summary="List API keys",
+        about="An admin key sees all, or those of one project.",
+        query=(
+            Parameter(
+                name="project_id",
+                about="Only keys of this project; `*`: only admin keys.",
+                schema={"type": "string", "pattern": "^([A-Za-z0-9_.-]{1,128}|[*])$"},
+            ),
+            *_PAGED,
+        ),
+        answer="ApiKey[]",
     ),
     "revoke-api-key": Doc(tag="API keys", summary="Revoke an API key", status=204),
 }

@@ -61,6 +61,8 @@ CHALLENGE = {"WWW-Authenticate": 'Bearer realm="pilotage"'}
 ROUTED_METHODS = ("GET", "POST", "PATCH", "DELETE")
 MAX_DETAILS = 1_000
 """Problems listed in one answer; their number beyond is told."""
+MAX_TOLD = 300
+"""Characters of the first problem that are repeated in the message."""
 
 
 class HttpError(ApplicationError):
@@ -104,11 +106,17 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
         shown = list(self.details[:MAX_DETAILS])
         if len(self.details) > MAX_DETAILS:
             shown.append(f"and {len(self.details) - MAX_DETAILS} more")
+        message = self.message
+        if self.details:
+            # Clients that read nothing but the message are told the first problem too.
+            message = f"{message}: {self.details[0][:MAX_TOLD]}"
+        if len(self.details) > 1:
+            message = f"{message} (and {len(self.details) - 1} more)"
         code = CODES.get(self.status, "bad_request" if self.status < 500 else "internal_error")
         return msgspec.json.encode(
             ErrorDocument(
-                error=ErrorBody(code=code, message=self.message, details=shown),
-                message=self.message,
+                error=ErrorBody(code=code, message=message, details=shown),
+                message=message,
                 request_id=request_id,
             )
         )
@@ -128,9 +136,7 @@ def refusal_of(exc: Exception) -> Refusal | None:
     if isinstance(exc, ApplicationError):
         return _application(exc)
     if isinstance(exc, DefinitionError):
-        return Refusal(
-            status=422, message="the definition is not valid; see details", details=exc.problems
-        )
+        return Refusal(status=422, message="the definition is not valid", details=exc.problems)
     if isinstance(exc, HTTPException):
         return _litestar(exc)
     if isinstance(exc, FencedError):

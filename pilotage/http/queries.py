@@ -28,8 +28,10 @@ class Query:
                 self._pairs = parse_qsl(
                     raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS
                 )
-            except ValueError:
-                self.problems.append(f"query: at most {MAX_PARAMETERS} parameters")
+            except ValueError as exc:
+                raise InvalidError(
+                    "the query is not valid", [f"query: at most {MAX_PARAMETERS} parameters"]
+                ) from exc
         self._last = dict(self._pairs)
 
     @property
@@ -86,6 +88,11 @@ class Query:
         if value not in {"true", "1", ""}:
             self.problems.append(f"{name}: must be true or false")
         return True
+
+    def no_dry_run(self) -> None:
+        """Whoever asks for a dry run must never get the real one."""
+        if self.flag("dry_run"):
+            self.problems.append("dry_run: is not offered here; nothing was done")
 
     def when_ms(self, name: str) -> int | None:
         """An RFC 3339 time as Unix milliseconds."""

@@ -61,7 +61,7 @@ def request_hash(request: AnyRequest, body: Any) -> str:
 
 
 def client_key(request: AnyRequest) -> str | None:
-    """The key of the request's header."""
+    """The key of the request's header. A dry run asks for it too: what is refused is refused."""
     call = call_of(request.scope)
     key = call.header(b"idempotency-key") or call.header(b"x-idempotency-key")
     if key is not None and len(key) > MAX_KEY:

@@ -27,7 +27,7 @@ from pilotage.http.call import (
 from pilotage.http.pages import Listing
 from pilotage.http.ports import Body
 from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, once
+from pilotage.http.repeats import Answer, client_key, once
 from pilotage.persistence.port import RunQuery
 from pilotage.runtime.insight import explain, run_graph, timeline
 from pilotage.runtime.preview import Preview
@@ -109,6 +109,11 @@ class RunCommand(Protocol):
 async def run_command(request: AnyRequest, run_id: str, do: RunCommand) -> ASGIResponse:
     body = await read_json(request)
     principal = acting(request)
+    query = Query(request)
+    query.no_dry_run()
+    if query.problems:
+        await api_of(request).gateway.get_run_view(run_id, principal)
+        query.check()
     shown = partial(run_body, request)
 
     async def act(idempotency: Idempotency | None) -> Answer:
@@ -168,6 +173,7 @@ class RunsController(Controller):
     async def cancel(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         query = Query(request)
         reason = query.text("reason", MAX_REASON)
+        query.no_dry_run()
         if query.problems:
             await api_of(request).gateway.get_run_view(run_id, principal_of(request))
             query.check()
@@ -193,6 +199,7 @@ class RunsController(Controller):
         if query.problems:
             await gateway.get_run_view(run_id, principal)
             query.check()
+        client_key(request)
         if dry_run:
             return ok(await gateway.retry_run(run_id, principal, dry_run=True))
 

@@ -20,7 +20,7 @@ from pilotage.http.call import AnyRequest, acting, api_of, principal_of
 from pilotage.http.pages import Listing
 from pilotage.http.ports import Body
 from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, once
+from pilotage.http.repeats import Answer, client_key, once
 from pilotage.http.runs import (
     APPLIED,
     READ,
@@ -91,11 +91,17 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
-async def asked(request: AnyRequest) -> Asked:
+async def asked(request: AnyRequest, *, deciding: bool = False) -> Asked:
+    """`deciding`: an approval, which has no dry run."""
     body = await read_json(request)
     fields = Fields(body)
     query = Query(request)
-    dry_run = query.flag("dry_run")
+    dry_run = False
+    if deciding:
+        query.no_dry_run()
+    else:
+        dry_run = query.flag("dry_run")
+        client_key(request)
     fields.problems += query.problems
     return Asked(body=body, fields=fields, dry_run=dry_run)
 
@@ -151,7 +157,7 @@ class StepsController(Controller):
 
     @post("/{stepRef:str}/approve", operation_id="approve-workflow-step", opt=WRITE)
     async def approve(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
-        what = await asked(request)
+        what = await asked(request, deciding=True)
         comment = what.fields.text("comment")
         if what.fields.problems:
             await refuse(request, run_id, step_ref, what.fields.problems, approving=True)
@@ -162,7 +168,7 @@ class StepsController(Controller):
 
     @post("/{stepRef:str}/reject", operation_id="reject-workflow-step", opt=WRITE)
     async def reject(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
-        what = await asked(request)
+        what = await asked(request, deciding=True)
         reason = what.fields.text("reason")
         if what.fields.problems:
             await refuse(request, run_id, step_ref, what.fields.problems, approving=True)

@@ -17,7 +17,7 @@ from pilotage.http.bodies import DEFINITION_LIMIT, read_json
 from pilotage.http.call import AnyRequest, acting, api_of, named_project, required_project
 from pilotage.http.pages import Listing
 from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, once
+from pilotage.http.repeats import Answer, client_key, once
 from pilotage.http.resources import version_view, workflow_view
 from pilotage.http.runs import (
     READ,
@@ -60,8 +60,12 @@ def require_object(body: Any) -> Mapping[str, Any]:
     return {} if body is None else body
 
 
-async def find_workflow(request: AnyRequest, id_or_slug: str) -> Workflow:
-    return await api_of(request).catalog.workflow(named_project(request, None), id_or_slug)
+async def find_workflow(
+    request: AnyRequest, id_or_slug: str, query: Query | None = None
+) -> Workflow:
+    """`query`: of a list; it may name the project of a slug."""
+    given = None if query is None else query.one("project_id")
+    return await api_of(request).catalog.workflow(named_project(request, given), id_or_slug)
 
 
 class WorkflowsController(Controller):
@@ -128,14 +132,13 @@ class WorkflowsController(Controller):
     @get("/{workflowID:str}/runs", operation_id="list-runs-of-workflow", opt=READ)
     async def runs(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         query = Query(request)
-        named_project(request, query.one("project_id"))
-        workflow = await find_workflow(request, workflow_id)
+        workflow = await find_workflow(request, workflow_id, query)
         return await answer_list(request, workflow.project_id, query, workflow.id)
 
     @get("/{workflowID:str}/versions", operation_id="list-workflow-versions", opt=READ)
     async def versions(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
-        workflow = await find_workflow(request, workflow_id)
         query = Query(request)
+        workflow = await find_workflow(request, workflow_id, query)
         limit = query.limit()
         query.check()
         listing = Listing(request, query, workflow.id, always_page=True)
@@ -153,6 +156,9 @@ class WorkflowsController(Controller):
     async def trigger(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
+        query = Query(request)
+        query.no_dry_run()
+        query.check()
         gateway, by = api_of(request).gateway, acting(request)
 
         async def act(idempotency: Idempotency | None) -> Answer:
@@ -169,6 +175,7 @@ class WorkflowsController(Controller):
     async def dry_run(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
+        client_key(request)
         parsed, graph = await _parse_trigger(request, workflow, body)
         waves = start_waves(graph)
         return ok(
