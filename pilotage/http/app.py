@@ -13,7 +13,7 @@ from litestar.types import ControllerRouterHandler
 
 from pilotage.actors.metrics import Metrics
 from pilotage.http.api import Api
-from pilotage.http.auth import Door, guard, require_scopes
+from pilotage.http.auth import Door, ScopeCheck, require_scopes
 from pilotage.http.bulk import BulkController
 from pilotage.http.callbacks import CallbacksController
 from pilotage.http.events import EventsController
@@ -78,7 +78,7 @@ def create_app(
             ReferenceController,
             *pages,
         ],
-        guards=[guard],
+        middleware=[ScopeCheck],
         exception_handlers={Exception: on_error},
         state=State({"api": api}),
         openapi_config=None,

@@ -14,17 +14,16 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from pilotage.actors.catalog_records import new_id
 from pilotage.actors.errors import ForbiddenError, UnauthenticatedError
-from pilotage.actors.principal import SCOPES, Principal
+from pilotage.actors.principal import SCOPES
 from pilotage.http.api import Api
 from pilotage.http.call import Call, call_of, put_call
 from pilotage.http.pages import PAGE_TYPE
@@ -208,13 +207,27 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 # --- what a route needs ------------------------------------------------------------------------
 
 
-async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """403 without the scope the route names; 406 for who takes no JSON."""
-    scope = handler.opt.get("scope")
+class ScopeCheck:
+    """Middleware of every route: 403 without the scope it names; 406 for who takes no JSON.
+
+    Not a guard, because Litestar copies the route's handler for each guard and request (10 µs).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == ScopeType.HTTP:
+            check_scope(call_of(scope), scope["route_handler"].opt)
+        await self._app(scope, receive, send)
+
+
+def check_scope(call: Call, opt: Mapping[str, Any]) -> None:
+    """Raise if the request may not have what a route with these options gives."""
+    scope = opt.get("scope")
     if scope is None or scope == PUBLIC:
         return
-    call = call_of(connection.scope)
-    principal: Principal | None = call.principal
+    principal = call.principal
     if principal is None:
         raise UnauthenticatedError("a key is needed; send Authorization: Bearer <key>")
     if not principal.may(scope):
@@ -222,7 +235,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
             f'the key lacks the scope "{scope}"; use one that has it, or ask who manages the keys'
         )
     accept = call.headers.get(b"accept")
-    if accept is not None and not _takes(accept, handler.opt.get("produces", _JSON)):
+    if accept is not None and not _takes(accept, opt.get("produces", _JSON)):
         raise HttpError(406, "this answers application/json only; change the Accept header")
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import msgspec
 from litestar.response.base import ASGIResponse
 
-from pilotage.http.answers import JSON
+from pilotage.http.answers import JSON, WholeAnswer
 from pilotage.http.call import AnyRequest, call_of
 from pilotage.http.problems import HttpError
 from pilotage.http.queries import Query
@@ -85,7 +85,7 @@ class Listing:
         if self.as_page:
             body = Page(data=rows, has_more=cursor is not None, next_cursor=cursor)
             media_type = PAGE_TYPE if self._typed else JSON
-        return ASGIResponse(body=msgspec.json.encode(body), headers=headers, media_type=media_type)
+        return WholeAnswer(msgspec.json.encode(body), 200, headers, media_type)
 
     def _next_url(self, cursor: str) -> str:
         pairs = [p for p in self._query.pairs if p[0] != "cursor"]
