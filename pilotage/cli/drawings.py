@@ -35,7 +35,7 @@ def run_columns(names: Mapping[str, str]) -> list[Column]:
         Column("BY", key("triggered_by")),
         Column("CREATED", lambda run: ago(run["created_at"])),
         Column("TOOK", lambda run: between(run.get("started_at"), run.get("finished_at"))),
-        Column("ERROR", lambda run: shorten(clean(run.get("error") or ""), 60)),
+        Column("ERROR", lambda run: clean(run.get("error") or ""), rest=True),
     ]
 
 
@@ -107,7 +107,7 @@ STEP_COLUMNS = [
     Column("STATUS", key("status"), "status"),
     Column("ATTEMPT", lambda step: step["attempt"] or "", right=True),
     Column("TOOK", lambda step: between(step.get("started_at"), step.get("finished_at"))),
-    Column("", step_note),
+    Column("", step_note, rest=True),
 ]
 
 EVENT_COLUMNS = [

@@ -37,12 +37,15 @@ STATUS_STYLES = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. `style` "status" colours by value; `fold`: may break over lines."""
+    """A column of a table. `style` "status" colours by value; `fold`: may break over lines;
+    `rest`: gets the width that the others leave.
+    """
 
     title: str
     cell: Callable[[Item], object]
     style: str = ""
     fold: bool = False
+    rest: bool = False
     right: bool = False
 
 
@@ -112,13 +115,15 @@ class Output:
     def table(self, items: Sequence[Item], columns: Sequence[Column]) -> None:
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, header_style="bold dim")
+        wide = any(column.rest for column in columns)
+        table = Table(box=None, pad_edge=False, header_style="bold dim", expand=wide)
         for column in columns:
             table.add_column(
                 column.title,
                 overflow="fold" if column.fold else "ellipsis",
                 no_wrap=not column.fold,
                 justify="right" if column.right else "left",
+                ratio=1 if column.rest else None,
             )
         for item in items:
             table.add_row(*(styled(column.cell(item), column.style) for column in columns))

@@ -176,10 +176,10 @@ def step_table(steps: Sequence[Item]) -> Table:
     from rich.text import Text
 
     frame = FRAMES[int(time.monotonic() * REFRESHES_PER_SECOND) % len(FRAMES)]
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     for name in ("glyph", "step", "status", "attempt", "took"):
         table.add_column(name, no_wrap=True)
-    table.add_column("note", no_wrap=True, overflow="ellipsis", style="dim")
+    table.add_column("note", no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
     for step in steps:
         status = str(step["status"])
         style = STATUS_STYLES.get(status, "")
