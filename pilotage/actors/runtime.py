@@ -136,7 +136,13 @@ class Runtime:
         self._fence = await store.acquire(self.owner, settings.lease_secs)
 
     async def _put_together(self) -> None:
-        loop = asyncio.get_running_loop()
+        tokens = RunTokens(await self.store.secret("run-tokens"))
+        self._make_base(tokens)
+        self._make_actors()
+        self._make_doors(tokens)
+
+    def _make_base(self, tokens: RunTokens) -> None:
+        """What run actors use."""
         settings, clock = self.settings, self.clock
         self.catalog = Catalog(
             self.store,
@@ -146,16 +152,18 @@ class Runtime:
             admin_key=settings.admin_key,
         )
         self.dispatcher = LoopDispatcher()
-        self.timers: Timers[TimerKey] = Timers(clock, loop)
+        self.timers: Timers[TimerKey] = Timers(clock, asyncio.get_running_loop())
         self.writer = Writer(self.store, self._fence_token, self._lost_fence)
         self.admission = Admission(
-            admit=self._admit, grant=self._grant, limit_of=self._look_up_limit
+            admit=self._admit,
+            grant=self._grant,
+            limit_of=self._look_up_limit,
+            occupied=lambda job: self.executors.occupied(*job),
         )
-        tokens = RunTokens(await self.store.secret("run-tokens"))
         self.executors = Executors(
             self.registry,
             self._job_spec,
-            PythonExecutor(),
+            PythonExecutor(vacated=lambda *job: self.admission.job_vacated(job)),
             {
                 ExecutionMode.HTTP: HttpExecutor(
                     tokens,
@@ -163,6 +171,7 @@ class Runtime:
                     HttpSettings(allow_private_endpoints=settings.allow_private_endpoints),
                 )
             },
+            clock=clock,
         )
         self.services = Services(
             clock=clock,
@@ -179,6 +188,9 @@ class Runtime:
             },
             count=self._count,
         )
+
+    def _make_actors(self) -> None:
+        clock = self.clock
         self.supervisor = Supervisor(self.store, self.services, self.catalog.graph, self._run_limit)
         self.hub = EventHub(self.store, clock, self._fence_token, self._deliver_event)
         self.creation = Creation(
@@ -190,6 +202,10 @@ class Runtime:
         self.services.directory = self.supervisor
         self.services.hub = self.hub
         self.services.start_child = self.creation.child
+
+    def _make_doors(self, tokens: RunTokens) -> None:
+        """What starts runs by itself, what looks after the store, and what others come in by."""
+        clock = self.clock
         self.cron = CronTriggers(
             store=self.store,
             catalog=self.catalog,
@@ -206,7 +222,7 @@ class Runtime:
             clock=clock,
             owner=self.owner,
             fence=self._fence_token,
-            lease_secs=settings.lease_secs,
+            lease_secs=self.settings.lease_secs,
             lost_fence=self._lost_fence,
             embedded=self.embedded,
             writer=self.writer,
