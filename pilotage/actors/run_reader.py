@@ -16,12 +16,18 @@ from pilotage.persistence import codec
 from pilotage.persistence.port import RunQuery, Store, StoreUnavailableError
 from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.ids import is_run_id, locate
-from pilotage.runtime.state import RunState
+from pilotage.runtime.state import RunState, RunVitals
 from pilotage.runtime.views import RunView, StepView, run_view, step_views
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MAX_PAYLOADS = 4 << 20
+"""Bytes of payloads that one page shows of runs in memory; the store bounds what it reads."""
+VIEWS_KEPT = 4_096
+MAX_PAYLOAD_KEPT = 1_024
+"""A view holds on to its payload: what is kept is bounded by both."""
 
 
 class RunReader:
@@ -30,6 +36,7 @@ class RunReader:
     def __init__(self, store: Store, supervisor: Supervisor) -> None:
         self.store = store
         self._supervisor = supervisor
+        self._views: dict[str, tuple[RunVitals, RunView]] = {}
 
     async def get_run(self, run_id: str, principal: Principal) -> RunState:
         """The newest stored state; `NotFoundError` for what the caller may not see."""
@@ -52,15 +59,31 @@ class RunReader:
         return self.view(await self.get_run(run_id, principal))
 
     def view(self, state: RunState) -> RunView:
-        quarantined = state.id in self._supervisor.quarantined
-        return run_view(state.head, state.vitals, quarantined=quarantined)
+        """The same view again while the run has not moved: lists and clients that poll."""
+        kept = self._views.get(state.id)
+        if kept is not None and kept[0] is state.vitals and not self._supervisor.quarantined:
+            return kept[1]
+        head, vitals = state.head, state.vitals
+        if state.id in self._supervisor.quarantined:
+            return run_view(head, vitals, quarantined=True)
+        view = run_view(head, vitals)
+        if head.payload is None or len(head.payload) <= MAX_PAYLOAD_KEPT:
+            if len(self._views) >= VIEWS_KEPT:
+                self._views.clear()
+            self._views[state.id] = vitals, view
+        return view
 
     async def list_runs(self, query: RunQuery) -> tuple[list[RunView], tuple[int, str] | None]:
         """A page of runs, newest first, and where the next one starts."""
-        page = await self._stored(lambda: self.store.list_runs(query))
+        here = _InMemory(self._supervisor)
+        page = await self._stored(lambda: self.store.list_runs(query, here.has))
         quarantined = self._supervisor.quarantined
         views: list[RunView] = []
         for row in page.rows:
+            state = here.states.get(row.run_id)
+            if state is not None:
+                views.append(self.view(state))
+                continue
             try:
                 head, vitals = codec.decode_head(row.head), codec.decode_vitals(row.vitals)
             except codec.SnapshotError as error:  # it must not take the whole page with it
@@ -113,6 +136,23 @@ class RunReader:
             return await read()
         except StoreUnavailableError as error:
             raise UnavailableError(f"the store is away: {error}") from None
+
+
+class _InMemory:
+    """The runs of one page that need not be read, as they are when the page is made."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._published = supervisor.published
+        self._payload_bytes = 0
+        self.states: dict[str, RunState] = {}
+
+    def has(self, run_id: str) -> bool:
+        state = self._published(run_id)
+        if state is None or self._payload_bytes > MAX_PAYLOADS:
+            return False
+        self._payload_bytes += len(state.head.payload or b"")
+        self.states[run_id] = state
+        return True
 
 
 def _unknown_run(run_id: str) -> NotFoundError:

@@ -22,6 +22,7 @@ from pilotage.persistence.port import (
     FencedError,
     HistoryItem,
     IdempotencyRecord,
+    Known,
     LeaseHeldError,
     Record,
     RecordPage,
@@ -35,6 +36,7 @@ from pilotage.persistence.port import (
     StoredRun,
     StoreUnavailableError,
     Verdict,
+    nothing_known,
 )
 from pilotage.runtime.status import RunStatus
 
@@ -299,7 +301,7 @@ class MemoryStore:
         active = (item for item in self._content().runs.items() if item[1].active)
         return [run_id for run_id, _ in sorted(active, key=due)]
 
-    async def list_runs(self, query: RunQuery) -> RunPage:
+    async def list_runs(self, query: RunQuery, known: Known = nothing_known) -> RunPage:
         found = [
             ((run.index.created_at_ms, run_id), run)
             for run_id, run in self._content().runs.items()
@@ -309,8 +311,10 @@ class MemoryStore:
         if query.after is not None:
             found = [item for item in found if item[0] < query.after]
         rows = [
-            RunRow(run_id=position[1], head=run.head, vitals=run.vitals)
-            for position, run in found[: query.limit]
+            RunRow(run_id=run_id, head=b"", vitals=b"")
+            if known(run_id)
+            else RunRow(run_id=run_id, head=run.head, vitals=run.vitals)
+            for (_, run_id), run in found[: query.limit]
         ]
         more = len(found) > query.limit
         return RunPage(rows=rows, next_after=found[query.limit - 1][0] if more else None)

@@ -15,7 +15,7 @@ Everything is bytes here: `pilotage.persistence.codec` turns runs and records in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -151,11 +151,21 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What a list shows of a run: no steps, no outputs. `head` as given at creation."""
+    """What a list shows of a run: no steps, no outputs. `head` as given at creation; both parts
+    are empty for a run that the asker knows.
+    """
 
     run_id: str
     head: bytes
     vitals: bytes
+
+
+Known = Callable[[str], bool]
+"""Whether the asker has the run with this id."""
+
+
+def nothing_known(_: str) -> bool:
+    return False
 
 
 class RunQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,9 +258,11 @@ class Store(Protocol):
         """Every run that is not terminal or still has outbox messages; earliest due first."""
         ...
 
-    async def list_runs(self, query: RunQuery) -> RunPage:
+    async def list_runs(self, query: RunQuery, known: Known = nothing_known) -> RunPage:
         """A single filter, and workflow with status, cost O(page). Other combinations read at most
-        2,000 index entries; a page is also cut short at 8 MiB of rows.
+        2,000 index entries; a page is also cut short at 8 MiB of rows. Rows of runs that are
+        `known` (asked once for each run of the page) come without their parts, which saves
+        reading them.
         """
         ...
 

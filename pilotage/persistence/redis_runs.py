@@ -36,12 +36,14 @@ from pilotage.persistence.keys import (
 from pilotage.persistence.port import (
     FencedError,
     HistoryItem,
+    Known,
     RunPage,
     RunQuery,
     RunRow,
     RunWrite,
     StoredRun,
     Verdict,
+    nothing_known,
 )
 from pilotage.persistence.redis_link import Argument, RedisLink
 from pilotage.runtime.status import RunStatus
@@ -207,7 +209,7 @@ class RedisRuns:
         found: list[bytes] = await self._link.command("ZRANGE", self._keys.active, 0, -1)
         return [key.decode()[TIME_DIGITS:] for key in found]
 
-    async def list_runs(self, query: RunQuery) -> RunPage:
+    async def list_runs(self, query: RunQuery, known: Known = nothing_known) -> RunPage:
         lower, upper = _bounds(query)
         indexes = self._indexes(query)
         arguments: list[Argument] = [query.limit, MAX_ENTRIES_READ, lower, upper]
@@ -215,7 +217,7 @@ class RedisRuns:
         keys = [key for key, _ in indexes]
         last, found = await self._link.read(scripts_runs.PAGE, keys, arguments)
         places = [position(key.decode()) for key in found]
-        rows, read = await self._rows([run_id for _, run_id in places])
+        rows, read = await self._rows([run_id for _, run_id in places], known)
         if read < len(places):
             return RunPage(rows=rows, next_after=places[read - 1])
         return RunPage(rows=rows, next_after=position(last.decode()) if last else None)
@@ -231,24 +233,33 @@ class RedisRuns:
             found.append((keys.index(project_id), letter))
         return found
 
-    async def _rows(self, run_ids: Sequence[str]) -> tuple[list[RunRow], int]:
-        """The rows of those runs that are there, and how many ids were read for them."""
-        if not run_ids:
-            return [], 0
+    async def _rows(self, run_ids: Sequence[str], known: Known) -> tuple[list[RunRow], int]:
+        """The rows of those runs that are there, and how many ids they are of."""
+        wanted = [run_id for run_id in run_ids if not known(run_id)]
+        parts_of = await self._parts(wanted) if wanted else {}
+        if len(parts_of) < len(wanted):  # as much as one page may be
+            run_ids = run_ids[: run_ids.index(wanted[len(parts_of)])]
+        wanted_ids = set(wanted)
+        rows: list[RunRow] = []
+        for run_id in run_ids:
+            if run_id not in wanted_ids:
+                rows.append(RunRow(run_id=run_id, head=b"", vitals=b""))
+                continue
+            parts = parts_of[run_id]
+            row = None
+            if parts is not None:
+                row = _row(run_id, parts) or await self._big_row(run_id)
+            if row is not None:
+                rows.append(row)
+        return rows, len(run_ids)
+
+    async def _parts(self, run_ids: Sequence[str]) -> dict[str, Any]:
+        """What the server has of these runs, in order; not of the last ones if it is too much."""
         keys = [self._keys.run(run_id) for run_id in run_ids]
         found: list[Any] = await self._link.read(
             scripts_runs.ROWS, keys, [MAX_PAGE_BYTES, _FINISHED_PREFIX]
         )
-        rows: list[RunRow] = []
-        for run_id, parts in zip(run_ids, found, strict=False):
-            if parts is None:
-                continue
-            row = _row(run_id, parts)
-            if row is None:
-                row = await self._big_row(run_id)
-            if row is not None:
-                rows.append(row)
-        return rows, len(found)
+        return dict(zip(run_ids, found, strict=False))
 
     async def _big_row(self, run_id: str) -> RunRow | None:
         """The row of a finished run whose head is larger than what lists read at first."""

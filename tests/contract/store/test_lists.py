@@ -227,3 +227,50 @@ async def test_the_smallest_index_is_the_one_that_is_read(redis_world: RedisWorl
     tags = ("all:yes", "rare:True")
     page = await redis_world.store.list_runs(RunQuery(project_id="project", limit=5, tags=tags))
     assert page == RunPage(rows=[row(lives[0])], next_after=None)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_known_runs_keep_their_places_in_a_page_and_come_without_their_parts(
+    world: World, seed: int
+) -> None:
+    dice = random.Random(seed)
+    lives = await populate(world, dice, 80)
+    query = RunQuery(project_id="alpha", limit=7)
+    whole = expected(lives, query)
+    asked: list[str] = []
+
+    def known(run_id: str) -> bool:
+        asked.append(run_id)
+        return run_id[-6] in "0123456789"
+
+    rows: list[RunRow] = []
+    while True:
+        page = await world.store.list_runs(query, known)
+        rows += page.rows
+        if page.next_after is None:
+            break
+        query = msgspec.structs.replace(query, after=page.next_after)
+    assert asked == [row.run_id for row in rows] == [row.run_id for row in whole]
+    for row, there in zip(rows, whole, strict=True):
+        if row.run_id[-6] in "0123456789":
+            assert (row.head, row.vitals) == (b"", b"")
+        else:
+            assert row == there
+
+
+async def test_a_page_of_very_large_rows_is_cut_before_the_first_that_was_not_read(
+    redis_world: RedisWorld,
+) -> None:
+    noise = random.Random(7)
+    lives = [Life(i, payload=noise.randbytes(1 << 20)) for i in range(20)]
+    for life in lives:
+        await redis_world.put(life.write())
+    query = RunQuery(project_id="project", limit=20)
+    newest_first = [row.run_id for row in expected(lives, query)]
+    known = set(newest_first[1::2])
+    page = await redis_world.store.list_runs(query, known.__contains__)
+    assert [row.run_id for row in page.rows] == newest_first[:16]
+    rest = await redis_world.store.list_runs(
+        msgspec.structs.replace(query, after=page.next_after), known.__contains__
+    )
+    assert [row.run_id for row in rest.rows] == newest_first[16:]
