@@ -39,7 +39,11 @@ def keys() -> None:
     help="What it may do; repeatable.",
 )
 @click.option("--admin", is_flag=True, help="For every project.")
-@click.option("--expires-in-days", type=click.FloatRange(min=0, min_open=True))
+@click.option(
+    "--expires-in-days",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refused after that; else never.",
+)
 @operator
 def create(
     session: Session,
@@ -71,7 +75,13 @@ def create(
 
 
 @keys.command("list")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="At most so many.",
+)
 @operator
 def list_keys(session: Session, *, limit: int) -> None:
     """List keys, newest first, without their secrets."""

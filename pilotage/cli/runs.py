@@ -70,7 +70,13 @@ def runs() -> None:
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only with this tag.")
 @click.option("--created-after", metavar="TIME", help="RFC 3339, e.g. 2026-01-31T00:00:00Z.")
 @click.option("--created-before", metavar="TIME", help="RFC 3339.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="At most so many.",
+)
 @operator
 def list_runs(
     session: Session,
@@ -276,7 +282,13 @@ def explain(session: Session, run_id: str) -> None:
 @runs.command()
 @click.argument("run_id", metavar="RUN")
 @click.option("--after", type=click.IntRange(0), default=0, help="Only after this number.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    show_default=True,
+    help="At most so many.",
+)
 @operator
 def events(session: Session, run_id: str, *, after: int, limit: int) -> None:
     """List what happened in a run: every transition, when and by whom."""

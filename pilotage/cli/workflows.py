@@ -101,7 +101,13 @@ def workflows() -> None:
 
 
 @workflows.command("list")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="At most so many.",
+)
 @operator
 def list_workflows(session: Session, *, limit: int) -> None:
     """List workflows, newest first."""
@@ -155,7 +161,13 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="At most so many.",
+)
 @operator
 def list_jobs(session: Session, *, limit: int) -> None:
     """List jobs, newest first."""
