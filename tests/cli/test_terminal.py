@@ -5,23 +5,32 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.cli.server import ROOT, Server
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
-def on_terminal(*args: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit status and everything written to the terminal, escapes removed."""
+def on_terminal(
+    *args: str, env: dict[str, str] | None = None, interrupt_at: str | None = None
+) -> tuple[int, str]:
+    """Exit status and everything written to the terminal, escapes removed.
+
+    `interrupt_at`: press Ctrl-C once this was written.
+    """
+    outside = {name: value for name, value in os.environ.items() if name != "CI"}
     leader, follower = pty.openpty()
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "pilotage.cli", *args],
             cwd=ROOT,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40", **(env or {})},
+            env={**outside, "TERM": "xterm", "COLUMNS": "120", "LINES": "40", **(env or {})},
             stdout=follower,
             stderr=follower,
             stdin=subprocess.DEVNULL,
@@ -37,6 +46,9 @@ def on_terminal(*args: str, env: dict[str, str] | None = None) -> tuple[int, str
         if not chunk:
             break
         chunks.append(chunk)
+        if interrupt_at is not None and interrupt_at.encode() in b"".join(chunks):
+            interrupt_at = None
+            process.send_signal(signal.SIGINT)
     os.close(leader)
     return process.wait(30), _ESCAPES.sub("", b"".join(chunks).decode())
 
@@ -100,4 +112,20 @@ def test_run_file_is_live_too() -> None:
     )  # fmt: skip
     assert status == 0
     assert "13/13 steps" in shown
+    assert re.search(r"charge +completed +attempt 2", shown)
+
+
+@pytest.mark.slow
+def test_the_demo_stays_up_with_links_until_ctrl_c(tmp_path: Path) -> None:
+    env = {"PILOTAGE_DATA_DIR": str(tmp_path / "data")}
+    status, shown = on_terminal(
+        "demo", "--port", "0", env=env, interrupt_at="Ctrl-C ends the server."
+    )
+    assert status == 0
+    url = re.search(r"is up on (http://127\.0\.0\.1:\d+)", shown)
+    assert url is not None
+    key = (tmp_path / "data" / "dev-key").read_text().strip()
+    assert f"curl -H 'Authorization: Bearer {key}'" in shown
+    assert f"{url[1]}/v1/workflow-runs/" in shown
+    assert re.search(rf"API docs +{url[1]}/reference", shown)
     assert re.search(r"charge +completed +attempt 2", shown)
