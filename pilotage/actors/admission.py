@@ -73,16 +73,21 @@ class _JobPool:
 
 
 class QueuePlace(msgspec.Struct, frozen=True):
-    """Where somebody stands in a queue: 1-based position, slots in use, slots there are."""
+    """Where somebody stands in a queue: 1-based position, slots in use, slots there are; how many
+    of those in use are `occupied` by what no run owns any more.
+    """
 
     position: int
     used: int
     limit: int
+    occupied: int = 0
 
 
 class Admission:
     """`admit(workflow_id, run_id)` and `grant(job, run_id, step, since_ms)` tell the run;
-    `limit_of(job)` looks a job's limit up and calls `know_job_limit`.
+    `limit_of(job)` looks a job's limit up and calls `know_job_limit`; `occupied(job)` says how many
+    of its slots are taken by what no run owns any more (threads that did not stop), and
+    `job_vacated` tells that it has become less.
     """
 
     def __init__(
@@ -91,10 +96,12 @@ class Admission:
         admit: Callable[[str, str], None],
         grant: Callable[[JobKey, str, int, int], None],
         limit_of: Callable[[JobKey], None],
+        occupied: Callable[[JobKey], int] = lambda _: 0,
     ) -> None:
         self._admit = admit
         self._grant = grant
         self._limit_of = limit_of
+        self._occupied = occupied
         self._runs: dict[str, _RunPool] = {}
         self._jobs: dict[JobKey, _JobPool] = {}
         self._open = False
@@ -246,13 +253,19 @@ class Admission:
         pool.leave_queue((run_id, step))
         self._pump_job(job)
 
+    def job_vacated(self, job: JobKey) -> None:
+        """Something that occupied one of the job's slots has ended."""
+        if job in self._jobs:
+            self._pump_job(job)
+
     def step_place(self, job: JobKey, run_id: str, step: int) -> QueuePlace | None:
         pool = self._jobs.get(job)
         since = None if pool is None else pool.since.get((run_id, step))
         if pool is None or since is None:
             return None
         position = bisect_left(pool.queue, (since, run_id, step)) + 1
-        return QueuePlace(position, len(pool.holders), pool.limit or 0)
+        occupied = self._occupied(job)
+        return QueuePlace(position, len(pool.holders) + occupied, pool.limit or 0, occupied)
 
     def _job_pool(self, job: JobKey) -> _JobPool:
         pool = self._jobs.get(job)
@@ -265,7 +278,9 @@ class Admission:
         pool = self._jobs[job]
         if not self._open or pool.limit is None:
             return
-        while pool.queue and (pool.limit <= 0 or len(pool.holders) < pool.limit):
+        while pool.queue and (
+            pool.limit <= 0 or len(pool.holders) + self._occupied(job) < pool.limit
+        ):
             since, run_id, step = pool.queue.pop(0)
             del pool.since[run_id, step]
             pool.holders[run_id, step] = since

@@ -148,13 +148,16 @@ class Creation:
     async def child(self, parent: RunState, effect: StartChild) -> None:
         """Create the child run of a step if it is absent (runs.md §7)."""
         if self._supervisor.knows(effect.child_run_id):
-            return  # made before a crash: it reports by itself
+            # made before a crash: it reports by itself
+            return _expect_child(self._supervisor.published(effect.child_run_id), parent, effect)
         try:
             workflow = await self._enabled(parent.head.project_id, effect.workflow)
         except (ConflictError, NotFoundError):
-            if await self._supervisor.state(effect.child_run_id) is None:
+            made = await self._supervisor.state(effect.child_run_id)
+            if made is None:
                 raise
-            return  # it was made, and is over, while the workflow was still to be had
+            # it was made, and is over, while the workflow was still to be had
+            return _expect_child(made, parent, effect)
         graph = await self._catalog.graph(workflow.version_id)
         ancestors = (*parent.head.ancestor_workflows, parent.head.workflow_id)
         base = await self._head(
@@ -181,7 +184,9 @@ class Creation:
         try:
             await self._create(graph, command, _limit(workflow))
         except AlreadyExistsError:
-            return  # made before a crash, and over: what it had to report is in its outbox
+            # made before a crash, and over: what it had to report is in its outbox
+            made = await self._supervisor.state(effect.child_run_id)
+            _expect_child(made, parent, effect)
 
     async def _enabled(self, project_id: str, name: str) -> Workflow:
         workflow = await self._catalog.workflow(project_id, name)
@@ -224,6 +229,15 @@ class Creation:
             return _limit(await self._catalog.workflow_by_id(workflow_id))
         except NotFoundError:
             return 0
+
+
+def _expect_child(found: RunState | None, parent: RunState, effect: StartChild) -> None:
+    """`ConflictError` if the run under the child's id is somebody else's: it would never answer."""
+    if found is not None and (found.head.parent_run_id, found.head.parent_step) != (
+        parent.id,
+        effect.step,
+    ):
+        raise ConflictError(f'run "{found.id}" exists and is not a child of this step')
 
 
 def _limit(workflow: Workflow) -> int:

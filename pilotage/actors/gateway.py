@@ -42,6 +42,7 @@ from pilotage.runtime.commands import (
     SkipStep,
 )
 from pilotage.runtime.graph import bits
+from pilotage.runtime.insight_reasons import Note
 from pilotage.runtime.preview import Preview, preview
 from pilotage.runtime.replies import ResetSteps
 from pilotage.runtime.rules import Rejection
@@ -320,9 +321,9 @@ class Gateway(RunReader):
         job = (state.head.project_id, state.graph.steps[i].job_id or "")
         return self._services.admission.step_place(job, run_id, i)
 
-    def notes(self, state: RunState) -> dict[int | None, str]:
+    def notes(self, state: RunState) -> dict[int | None, Note]:
         """What is known beyond the state of why steps do not move, by step (None: the run)."""
-        services, found = self._services, dict[int | None, str]()
+        services, found = self._services, dict[int | None, Note]()
         place = services.admission.run_place(state.head.workflow_id, state.id)
         if place is not None:
             found[None] = _placed(place)
@@ -332,9 +333,13 @@ class Gateway(RunReader):
             if place is not None:
                 found[i] = _placed(place)
         for i in bits(state.masks.running):
-            why = services.executors.why_held(state.id, i, state.step(i).attempt)
+            key = (state.id, i, state.step(i).attempt)
+            why = services.executors.why_held(*key)
             if why is not None:
-                found[i] = why
+                until = services.executors.held_until_ms(*key)
+                found[i] = Note(text=why, held=True, until_ms=until)
+            elif (due := services.executors.times_out_ms(*key)) is not None:
+                found[i] = Note(until_ms=due)
         return found
 
     # --- many runs -----------------------------------------------------------------------------
@@ -470,5 +475,8 @@ def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:
     return record
 
 
-def _placed(place: QueuePlace) -> str:
-    return f"it is number {place.position} in the queue for {place.limit} slots"
+def _placed(place: QueuePlace) -> Note:
+    text = f"it is number {place.position} in the queue for {place.limit} slots"
+    if place.occupied:
+        text += f", {place.occupied} of them taken by threads that did not stop at their timeout"
+    return Note(text=text)

@@ -210,7 +210,21 @@ class Outside:
 
     def _timer_fired(self, key: TimerKey) -> None:
         step = None if key[1] == RUN_TIMER else key[1]
-        self._services.directory.notify(key[0], TimerFired(step=step))
+        later = None if step is None else self._really_due(step)
+        if later is None:
+            self._services.directory.notify(key[0], TimerFired(step=step))
+        else:
+            self._services.timers.set(key, later, self._timer_fired)
+
+    def _really_due(self, i: int) -> int | None:
+        """When an attempt that was held back times out, if that is not yet: its time is armed when
+        it is dispatched, and what holds it back must not burn it. None: it is due.
+        """
+        step = self._state.step(i)
+        if step.status is not StepStatus.RUNNING:
+            return None
+        due = self._services.executors.times_out_ms(self._run_id, i, step.attempt)
+        return due if due is not None and due > self._services.clock.now_ms() else None
 
     def _park(self, effect: ParkEvent) -> None:
         project = self._state.head.project_id
@@ -249,18 +263,18 @@ class Outside:
         queue = self._queue
         while queue:
             message_id, effect = queue[0]
-            await self._insist(effect)
+            await self._insist(effect, message_id)
             queue.popleft()
             if message_id is not None:
                 self._services.directory.notify(self._run_id, Delivered(message_id=message_id))
         self._services.directory.notify(self._run_id, RELEASE)
 
-    async def _insist(self, effect: Effect) -> None:
+    async def _insist(self, effect: Effect, message_id: str | None) -> None:
         """Do it, again and again while the receiver cannot take it."""
         pause = FIRST_PAUSE_SECS
         while True:
             try:
-                await self._deliver(effect)
+                await self._deliver(effect, message_id)
             except _NOT_NOW as error:
                 logger.debug("run %s: %s not delivered yet: %s", self._run_id, effect, error)
             except ApplicationError as error:
@@ -273,7 +287,7 @@ class Outside:
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE_SECS)
 
-    async def _deliver(self, effect: Effect) -> None:
+    async def _deliver(self, effect: Effect, message_id: str | None) -> None:
         if isinstance(effect, StartChild):
             await self._start_child(effect)
         elif isinstance(effect, TellChild):
@@ -283,7 +297,7 @@ class Outside:
         elif isinstance(effect, ParkEvent):
             await self._take_early(effect)
         elif isinstance(effect, EmitEvent):
-            await self._emit(effect)
+            await self._emit(effect, message_id)
         else:
             raise TypeError(f"no way to do {type(effect).__name__}")
 
@@ -353,12 +367,12 @@ class Outside:
         )
         await self._services.directory.command(effect.parent_run_id, command)
 
-    async def _emit(self, effect: EmitEvent) -> None:
+    async def _emit(self, effect: EmitEvent, message_id: str | None) -> None:
         await self._services.hub.send(
             self._state.head.project_id,
             effect.event_key,
             effect.payload,
-            event_id=f"{self._run_id}/{effect.event_key}",
+            event_id=f"{self._run_id}/{message_id}",
             actor=f"run {self._run_id}",
             buffer_secs=0,
             now_ms=self._services.clock.now_ms(),
@@ -411,7 +425,7 @@ def _as_message(step: int, attempt: int, what: Report) -> object:
             retry_after_secs=what.retry_after_secs,
         )
     if isinstance(what, Accepted):
-        return AttemptAccepted(step=step, attempt=attempt)
+        return AttemptAccepted(step=step, attempt=attempt, due_ms=what.times_out_ms)
     return AttemptNote(step=step, attempt=attempt, note=what)
 
 

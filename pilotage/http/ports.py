@@ -12,6 +12,7 @@ from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.job_runs import JobRunView
 from pilotage.actors.principal import Principal
 from pilotage.persistence.port import RunQuery, Store
+from pilotage.runtime.insight_reasons import Note
 from pilotage.runtime.preview import Preview
 from pilotage.runtime.state import RunState
 from pilotage.runtime.validation import ParsedTrigger
@@ -182,7 +183,7 @@ class GatewayPort(Protocol):
         idempotency: Idempotency | None = None,
         body: Body | None = None,
     ) -> RunState: ...
-    def notes(self, state: RunState) -> Mapping[int | None, str]: ...
+    def notes(self, state: RunState) -> Mapping[int | None, Note]: ...
     @property
     def quarantined(self) -> Mapping[str, str]: ...
     async def release_quarantined(self, run_id: str, principal: Principal) -> None: ...

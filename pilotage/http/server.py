@@ -25,6 +25,8 @@ MAX_HEAD = 64 << 10
 """Bytes of a request line and headers; uvicorn itself would take any number."""
 HEAD_SECS = 30.0
 """For the head of a request to arrive, and for the first one to begin."""
+MAX_UNREAD = 16 << 20
+"""Bytes of a body that still arrive after the answer; enough for most clients to see a refusal."""
 
 
 class PortError(PilotageError):
@@ -40,10 +42,11 @@ class _Server(uvicorn.Server):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 whose request heads are bounded in size and time."""
+    """HTTP/1.1 whose request heads, and bodies that nobody reads, are bounded in size and time."""
 
     _in_head = True
     _head_bytes = 0
+    _unread_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -64,7 +67,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._unread_bytes = True, 0, 0
         if self._head_timer is None:
             self._await_head()
 
@@ -77,6 +80,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:  # a refusal: the rest of the body has no end of its own
+            self._unread_bytes += len(body)
+            if self._unread_bytes > MAX_UNREAD:
+                self.transport.close()
+            elif self._head_timer is None:
+                self._await_head()
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECS, self.transport.close)

@@ -102,8 +102,11 @@ class ReplaySubtree(Command, frozen=True, kw_only=True, tag=True):
 
 
 class AttemptAccepted(Command, frozen=True, kw_only=True, tag=True):
+    """`due_ms`: when its time is up, if it was begun later than it was dispatched."""
+
     step: int
     attempt: int
+    due_ms: int | None = None
 
 
 class AttemptCompleted(Command, frozen=True, kw_only=True, tag=True):

@@ -38,7 +38,9 @@ def accepted(d: Draft, c: AttemptAccepted) -> Reply:
         return late
     if d.step(c.step).accepted:
         return Done(changed=False)
-    d.emit(StepAccepted(at_ms=d.now, actor=c.actor, step=c.step, attempt=c.attempt))
+    d.emit(
+        StepAccepted(at_ms=d.now, actor=c.actor, step=c.step, attempt=c.attempt, due_ms=c.due_ms)
+    )
     return Done()
 
 

@@ -351,7 +351,7 @@ def _expect_next_attempt(event: Event, old: StepState, attempt: int) -> None:
 
 def _accepted(d: Draft, e: StepAccepted) -> None:
     old = d.expect_step(e, e.step, _R)
-    d.put(e.step, msgspec.structs.replace(old, accepted=True))
+    d.put(e.step, msgspec.structs.replace(old, accepted=True, due_ms=e.due_ms or old.due_ms))
 
 
 def _parked(d: Draft, e: StepParked) -> None:

@@ -91,7 +91,10 @@ class StepStarted(StepEvent, frozen=True, kw_only=True, tag=True):
 
 
 class StepAccepted(StepEvent, frozen=True, kw_only=True, tag=True):
+    """`due_ms`: its timeout has moved to then."""
+
     attempt: int
+    due_ms: int | None = None
 
 
 class StepParked(StepEvent, frozen=True, kw_only=True, tag=True):
@@ -109,12 +112,18 @@ class StepRetryScheduled(StepEvent, frozen=True, kw_only=True, tag=True):
 
 
 class StepCompleted(StepEvent, frozen=True, kw_only=True, tag=True):
+    """`attempt`: the step's newest; 0 if it never started (an operator decided)."""
+
+    attempt: int = 0
     output: bytes | None = None
     resolution: Resolution | None = None
     reason: str | None = None
 
 
 class StepFailed(StepEvent, frozen=True, kw_only=True, tag=True):
+    """`attempt`: the step's newest; 0 if it failed before the first."""
+
+    attempt: int = 0
     error: str
     error_class: str = "error"
     resolution: Resolution | None = None

@@ -79,7 +79,7 @@ def _entry(graph: StepGraph, seq: int, event: Event) -> HistoryEntry:
         at=rfc3339(event.at_ms),
         type=name,
         step_ref=graph.steps[event.step].step_ref if isinstance(event, StepEvent) else None,
-        attempt=getattr(event, "attempt", None),
+        attempt=getattr(event, "attempt", None) or None,
         actor=event.actor,
         reason=reason,
         data=data,

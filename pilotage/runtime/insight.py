@@ -13,7 +13,7 @@ import msgspec
 
 from pilotage.runtime.graph import StepGraph, bits
 from pilotage.runtime.ids import step_run_id
-from pilotage.runtime.insight_reasons import Reasons
+from pilotage.runtime.insight_reasons import Note, Reasons
 from pilotage.runtime.state import RunState, StepState
 from pilotage.runtime.status import RunStatus, StepStatus, StepType
 from pilotage.runtime.views import rfc3339
@@ -38,7 +38,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[Explanation]
 
 
-def explain(state: RunState, notes: Mapping[int | None, str] | None = None) -> Explained:
+def explain(state: RunState, notes: Mapping[int | None, Note] | None = None) -> Explained:
     """One line for each step that has not ended, in definition order.
 
     `notes`: what is known beyond the state, by step (None: about the run as a whole), e.g. a place

@@ -26,6 +26,18 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     until_ms: int | None = None
 
 
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known beyond the state of why a step does not move.
+
+    held      its attempt was dispatched and is held back: it has not begun
+    until_ms  when that ends; of an attempt that was begun late: when it times out
+    """
+
+    text: str = ""
+    held: bool = False
+    until_ms: int | None = None
+
+
 def listed(refs: Iterable[str]) -> str:
     """`"a", "b" and 3 more`, at most `SHOWN` of them by name."""
     named = [f'"{ref}"' for ref in refs]
@@ -38,7 +50,7 @@ def listed(refs: Iterable[str]) -> str:
 class Reasons:
     """Explains the steps of one run."""
 
-    def __init__(self, state: RunState, notes: Mapping[int | None, str]) -> None:
+    def __init__(self, state: RunState, notes: Mapping[int | None, Note]) -> None:
         self._state = state
         self._notes = notes
         self._texts: Mapping[WaitingFor, Callable[[int, StepState, StepSpec], str]] = {
@@ -65,8 +77,9 @@ class Reasons:
             WaitingFor.DEPENDENCIES,
         }:
             text += "; the run is paused, so that what follows waits for its resume"
+        until = self._delayed_until() if waits is WaitingFor.RUN_QUEUE else step.due_ms
         return Reason(
-            waiting_for=waits, text=text, since_ms=self._since(step, waits), until_ms=step.due_ms
+            waiting_for=waits, text=text, since_ms=self._since(step, waits), until_ms=until
         )
 
     # --- since ---------------------------------------------------------------------------------
@@ -74,7 +87,8 @@ class Reasons:
     def _since(self, step: StepState, waits: WaitingFor) -> int:
         head, vitals = self._state.head, self._state.vitals
         if waits is WaitingFor.RUN_QUEUE:
-            return vitals.queued_at_ms or head.created_at_ms
+            delayed = self._delayed_until() is not None
+            return head.created_at_ms if delayed else vitals.queued_at_ms or head.created_at_ms
         if step.ready_since_ms is not None:
             return step.ready_since_ms
         if waits is not WaitingFor.DEPENDENCIES and step.started_at_ms is not None:
@@ -92,14 +106,18 @@ class Reasons:
                 since_ms=since,
                 until_ms=step.due_ms,
             )
+        note = self._notes.get(i) or Note()
+        if note.held:
+            text = f"attempt {step.attempt} is held back: {note.text}"
+            return Reason(waiting_for="result", text=text, since_ms=since, until_ms=note.until_ms)
         if step.accepted:
             text = f"the job took attempt {step.attempt} and reports its end by callback"
         else:
             text = f"attempt {step.attempt} is in progress"
-        text += self._note(i)
-        if step.due_ms is not None:
-            text += f"; it fails with a timeout at {rfc3339(step.due_ms)}"
-        return Reason(waiting_for="result", text=text, since_ms=since, until_ms=step.due_ms)
+        due_ms = step.due_ms if note.until_ms is None else note.until_ms
+        if due_ms is not None:
+            text += f"; it fails with a timeout at {rfc3339(due_ms)}"
+        return Reason(waiting_for="result", text=text, since_ms=since, until_ms=due_ms)
 
     # --- waiting ---------------------------------------------------------------------------------
 
@@ -195,13 +213,24 @@ class Reasons:
         head, vitals = self._state.head, self._state.vitals
         if vitals.held:
             return "the parent run is paused; resume that one"
-        if head.delay_until_ms is not None and head.delay_until_ms > vitals.queued_at_ms:
-            return f"the run was triggered to start at {rfc3339(head.delay_until_ms)}"
+        delayed_until = self._delayed_until()
+        if delayed_until is not None:
+            return f"the run was triggered to start at {rfc3339(delayed_until)}"
         return (
             f'the workflow "{head.workflow_slug}" has max_concurrent_runs runs in progress; '
             f"starts in its turn when one ends{self._note(None)}"
         )
 
+    def _delayed_until(self) -> int | None:
+        """When the run is due that was triggered with a delay.
+
+        Its place in the queue counts from then on; a run that is in the queue already has a note.
+        """
+        head, vitals = self._state.head, self._state.vitals
+        if head.delay_until_ms is None or vitals.held or None in self._notes:
+            return None
+        return head.delay_until_ms if vitals.queued_at_ms <= head.delay_until_ms else None
+
     def _note(self, i: int | None) -> str:
         note = self._notes.get(i)
-        return "" if note is None else f"; {note}"
+        return "" if note is None else f"; {note.text}"

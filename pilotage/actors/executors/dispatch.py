@@ -18,14 +18,16 @@ from pilotage.actors.executors.port import (
     Accepted,
     Attempt,
     AttemptKey,
+    Begun,
     Completed,
     Failed,
     ModeExecutor,
-    Report,
+    ModeReport,
     Reporter,
 )
 from pilotage.actors.executors.python_executor import PythonExecutor
 from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
+from pilotage.actors.kernel.clock import Clock, SystemClock
 from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.status import ExecutionMode
 
@@ -39,22 +41,38 @@ _OVER = (Completed, Failed, Accepted)
 
 
 class _Entry:
-    """An attempt in progress, from its start to its last report. Its executor reports here."""
+    """An attempt in progress, from its start to its last report. Its executor reports here.
 
-    __slots__ = ("attempt", "executor", "key", "lookup", "owner", "report")
+    `begun_ms`: when it was begun, if it had been held back before.
+    """
+
+    __slots__ = ("attempt", "begun_ms", "executor", "key", "lookup", "owner", "report")
 
     def __init__(self, owner: Executors, attempt: Attempt, report: Reporter) -> None:
         self.owner = owner
         self.attempt = attempt
         self.key: AttemptKey = attempt.key
         self.report = report
+        self.begun_ms: int | None = None
         self.executor: ModeExecutor[Any] | None = None
         self.lookup: asyncio.Task[None] | None = None
 
-    def deliver(self, report: Report) -> None:
+    def deliver(self, report: ModeReport) -> None:
+        if isinstance(report, Begun):
+            self.owner.begun(self)
+            return
         if isinstance(report, _OVER):
             self.owner.over(self)
+            if isinstance(report, Accepted):
+                report = Accepted(self.times_out_ms)
         self.report(report)
+
+    @property
+    def times_out_ms(self) -> int | None:
+        """When its time is up, if it was begun late."""
+        if self.begun_ms is None:
+            return None
+        return self.begun_ms + round(self.attempt.timeout_secs * 1000)
 
 
 class Executors:
@@ -71,12 +89,14 @@ class Executors:
         others: Mapping[ExecutionMode, ModeExecutor[JobSpec]],
         *,
         max_in_flight: int = MAX_IN_FLIGHT,
+        clock: Clock | None = None,
     ) -> None:
         self._registry = registry
         self._resolve = resolve
         self._python = python
         self._others = dict(others)
         self._max_in_flight = max_in_flight
+        self._clock: Clock = clock or SystemClock()
         self._loop = asyncio.get_running_loop()
         self._entries: dict[AttemptKey, _Entry] = {}
         self._waiting: OrderedDict[AttemptKey, _Entry] = OrderedDict()
@@ -154,6 +174,24 @@ class Executors:
             return "its job is being looked up in the store"
         return None if entry.executor is None else entry.executor.why_held(key)
 
+    def held_until_ms(self, run_id: str, step: int, attempt: int) -> int | None:
+        """When that ends, if it is known."""
+        entry = self._entries.get((run_id, step, attempt))
+        executor = None if entry is None else entry.executor
+        return None if executor is None else executor.held_until_ms((run_id, step, attempt))
+
+    def times_out_ms(self, run_id: str, step: int, attempt: int) -> int | None:
+        """When the time of an attempt that is or was held back is up: at the earliest, as long as
+        it is held back. None for one that was begun as soon as it was started.
+        """
+        key = (run_id, step, attempt)
+        entry = self._entries.get(key) or self._waiting.get(key)
+        if entry is None:
+            return None
+        if self.why_held(run_id, step, attempt) is not None:
+            self.begun(entry)  # not yet: this is the earliest that it may be
+        return entry.times_out_ms
+
     async def aclose(self, grace_secs: float) -> None:
         """Attempts in progress may end within the grace; the rest is handed back: no report, and
         so they are dispatched again, under the same number, when the server is next started.
@@ -180,9 +218,15 @@ class Executors:
         if self._entries.pop(entry.key, None) is None:
             return
         while self._waiting and len(self._entries) < self._max_in_flight:
-            self._begin(self._waiting.popitem(last=False)[1])
+            entry = self._waiting.popitem(last=False)[1]
+            self.begun(entry)
+            self._begin(entry)
         if self._idle is not None and not self._entries and not self._idle.done():
             self._idle.set_result(None)
+
+    def begun(self, entry: _Entry) -> None:
+        """It has been held back until now. Called by entries."""
+        entry.begun_ms = self._clock.now_ms()
 
     def _begin(self, entry: _Entry) -> None:
         self._entries[entry.key] = entry
@@ -196,7 +240,7 @@ class Executors:
             entry.lookup.add_done_callback(self._lookups.discard)
 
     async def _look_up(self, entry: _Entry) -> None:
-        found = await self._found(entry.attempt)
+        found = await self._found(entry)
         entry.lookup = None
         if isinstance(found, Failed):
             entry.deliver(found)
@@ -211,7 +255,8 @@ class Executors:
             entry.executor = executor
             executor.start(entry.attempt, found, entry.deliver)
 
-    async def _found(self, attempt: Attempt) -> JobSpec | PythonJob | Failed:
+    async def _found(self, entry: _Entry) -> JobSpec | PythonJob | Failed:
+        attempt = entry.attempt
         while True:
             try:
                 return await self._resolve(attempt.project_id, attempt.job)
@@ -224,6 +269,7 @@ class Executors:
                 )
             except UnavailableError as error:
                 await asyncio.sleep(error.retry_after_secs)
+                self.begun(entry)
             except Exception as error:  # noqa: BLE001 - the attempt must come to an end in any case
                 failed = failure_of(error)
                 return Failed(f"the job cannot be looked up: {failed.error}", failed.error_class)

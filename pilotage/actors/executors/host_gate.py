@@ -20,13 +20,14 @@ CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 class Visit:
     """One attempt's way to the host. What is learnt about the host is told here, at most once."""
 
-    __slots__ = ("_gate", "_host", "_probe", "_told")
+    __slots__ = ("_gate", "_host", "_probe", "_told", "waited")
 
-    def __init__(self, gate: HostGate, host: str, *, probe: bool) -> None:
+    def __init__(self, gate: HostGate, host: str, *, probe: bool, waited: bool) -> None:
         self._gate = gate
         self._host = host
         self._probe = probe
         self._told = False
+        self.waited = waited
 
     def answered(self) -> None:
         self._told = True
@@ -56,13 +57,15 @@ class HostGate:
     @asynccontextmanager
     async def passed(self, host: str, key: AttemptKey) -> AsyncGenerator[Visit]:
         """Wait until the host may be tried."""
+        waited = False
         while (admission := self._breaker.admit(host, self._clock.monotonic())) is Admission.WAIT:
             self._held[key] = host
+            waited = True
             try:
                 await self._wait(host)
             finally:
                 del self._held[key]
-        visit = Visit(self, host, probe=admission is Admission.PROBE)
+        visit = Visit(self, host, probe=admission is Admission.PROBE, waited=waited)
         try:
             yield visit
         finally:
@@ -78,6 +81,14 @@ class HostGate:
             f"{host} could not be reached {self._breaker.failures(host)} times in a row; "
             f"it is tried {when}"
         )
+
+    def held_until_ms(self, key: AttemptKey) -> int | None:
+        """When the host is tried again; None while the outcome of that is awaited."""
+        host = self._held.get(key)
+        if host is None:
+            return None
+        wait_secs = self._breaker.wait_secs(host, self._clock.monotonic())
+        return None if wait_secs is None else self._clock.now_ms() + round(wait_secs * 1000)
 
     # --- what visits tell -------------------------------------------------------------------------
 

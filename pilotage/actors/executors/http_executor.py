@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -25,10 +27,18 @@ from pilotage.actors.executors.addresses import (
     GuardedResolver,
     guarded_socket,
 )
-from pilotage.actors.executors.host_gate import CallLater, HostGate
+from pilotage.actors.executors.connections import Connections, room_for
+from pilotage.actors.executors.host_gate import CallLater, HostGate, Visit
 from pilotage.actors.executors.http_answer import Answer, HttpOutcome, outcome_of_answer
 from pilotage.actors.executors.invoke import bounded_error
-from pilotage.actors.executors.port import MAX_OUTPUT_BYTES, Attempt, AttemptKey, Failed, Reporter
+from pilotage.actors.executors.port import (
+    MAX_OUTPUT_BYTES,
+    Attempt,
+    AttemptKey,
+    Begun,
+    Failed,
+    ModeReporter,
+)
 from pilotage.actors.executors.tokens import RunTokens
 from pilotage.actors.kernel.clock import Clock
 from pilotage.runtime.definition import JobSpec
@@ -45,8 +55,8 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`keepalive_secs` is below the five seconds after which common servers hang up."""
 
     allow_private_endpoints: bool = False
-    max_connections: int = 512
-    max_connections_per_host: int = 128
+    max_connections: int = 4_096
+    max_connections_per_host: int = 2_048
     keepalive_secs: float = 4.0
     connect_timeout_secs: float = 10.0
 
@@ -82,6 +92,10 @@ class HttpExecutor:
         self._loop = asyncio.get_running_loop()
         self._resolver = resolver
         self._gate = HostGate(clock, call_later or self._loop.call_later)
+        self._connections = Connections(
+            room_for(self._settings.max_connections), self._settings.max_connections_per_host
+        )
+        self._queued: dict[AttemptKey, str] = {}
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
@@ -91,7 +105,7 @@ class HttpExecutor:
     def active(self) -> int:
         return len(self._tasks)
 
-    def start(self, attempt: Attempt, job: JobSpec, report: Reporter) -> None:
+    def start(self, attempt: Attempt, job: JobSpec, report: ModeReporter) -> None:
         task = self._loop.create_task(self._do(attempt, job, report), name="http attempt")
         self._tasks[attempt.key] = task
 
@@ -104,7 +118,12 @@ class HttpExecutor:
             task.cancel()
 
     def why_held(self, key: AttemptKey) -> str | None:
-        return self._gate.why_held(key)
+        host = self._queued.get(key)
+        return self._gate.why_held(key) if host is None else self._connections.why(host)
+
+    def held_until_ms(self, key: AttemptKey) -> int | None:
+        """When its host is tried again."""
+        return self._gate.held_until_ms(key)
 
     async def aclose(self) -> None:
         for key in tuple(self._tasks):
@@ -118,9 +137,9 @@ class HttpExecutor:
 
     # --- one attempt ------------------------------------------------------------------------------
 
-    async def _do(self, attempt: Attempt, job: JobSpec, report: Reporter) -> None:
+    async def _do(self, attempt: Attempt, job: JobSpec, report: ModeReporter) -> None:
         try:
-            outcome = await self._outcome(attempt, job)
+            outcome = await self._outcome(attempt, job, report)
         except Exception as error:  # noqa: BLE001 - the attempt must come to an end in any case
             outcome = Failed(
                 bounded_error(f"the request failed: {type(error).__name__}: {error}"),
@@ -130,7 +149,7 @@ class HttpExecutor:
             del self._tasks[attempt.key]
             report(outcome)
 
-    async def _outcome(self, attempt: Attempt, job: JobSpec) -> HttpOutcome:
+    async def _outcome(self, attempt: Attempt, job: JobSpec, report: ModeReporter) -> HttpOutcome:
         try:
             url = URL(job.endpoint_url or "")
             host = f"{url.host}:{url.port}"
@@ -138,32 +157,60 @@ class HttpExecutor:
             return _bad_endpoint(str(error))
         if url.scheme not in {"http", "https"} or not url.host:
             return _bad_endpoint("it must be an absolute http or https URL")
-        async with self._gate.passed(host, attempt.key) as visit:
-            try:
-                answer = await self._exchange(attempt, job, url)
-            except aiohttp.InvalidURL as error:
-                return _bad_endpoint(str(error))
-            except TimeoutError as error:
-                if isinstance(error, aiohttp.ConnectionTimeoutError):
-                    visit.unreachable()
-                    return Failed("the endpoint could not be reached in time", "connect_timeout")
-                return Failed(f"timed out after {attempt.timeout_secs:g} s", "timeout")
-            except (aiohttp.ClientConnectionError, OSError) as error:
-                refused = _refused(error)
-                if refused is not None:
-                    return refused
-                visit.unreachable()
-                return Failed(
-                    bounded_error(f"the endpoint could not be reached: {_reason(error)}"),
-                    "unreachable",
-                )
-            except aiohttp.ClientError as error:
-                visit.answered()
-                return Failed(
-                    bounded_error(f"the answer is broken: {_reason(error)}"), "broken_answer"
-                )
-            visit.answered()
+        async with (
+            self._gate.passed(host, attempt.key) as visit,
+            self._connection(host, attempt.key) as waited,
+        ):
+            if waited or visit.waited:
+                report(Begun())
+            answer = await self._answer(attempt, job, url, visit)
+        if not isinstance(answer, Answer):
+            return answer
         return await self._judged(answer, attempt.output_transform)
+
+    @asynccontextmanager
+    async def _connection(self, host: str, key: AttemptKey) -> AsyncGenerator[bool]:
+        """Hold one of the connections that may be used at once; gives whether it had to wait."""
+        connections = self._connections
+        waited = not connections.try_take(host)
+        if waited:
+            self._queued[key] = host
+            try:
+                await connections.take(host)
+            finally:
+                del self._queued[key]
+        try:
+            yield waited
+        finally:
+            connections.give(host)
+
+    async def _answer(
+        self, attempt: Attempt, job: JobSpec, url: URL, visit: Visit
+    ) -> Answer | Failed:
+        """What came back, or why nothing did; what that says about the host is told the `visit`."""
+        try:
+            answer = await self._exchange(attempt, job, url)
+        except aiohttp.InvalidURL as error:
+            return _bad_endpoint(str(error))
+        except TimeoutError as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                visit.unreachable()
+                return Failed("the endpoint could not be reached in time", "connect_timeout")
+            return Failed(f"timed out after {attempt.timeout_secs:g} s", "timeout")
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            refused = _refused(error)
+            if refused is not None:
+                return refused
+            visit.unreachable()
+            return Failed(
+                bounded_error(f"the endpoint could not be reached: {_reason(error)}"),
+                "unreachable",
+            )
+        except aiohttp.ClientError as error:
+            visit.answered()
+            return Failed(bounded_error(f"the answer is broken: {_reason(error)}"), "broken_answer")
+        visit.answered()
+        return answer
 
     async def _exchange(self, attempt: Attempt, job: JobSpec, url: URL) -> Answer:
         """Post and read. A pooled connection that is found closed before anything was written is
@@ -228,8 +275,7 @@ class HttpExecutor:
         settings = self._settings
         resolver = self._resolver or aiohttp.ThreadedResolver()
         options: dict[str, Any] = {
-            "limit": settings.max_connections,
-            "limit_per_host": settings.max_connections_per_host,
+            "limit": 0,  # ours come before: who waits there is shown as held back
             "keepalive_timeout": settings.keepalive_secs,
         }
         if settings.allow_private_endpoints:

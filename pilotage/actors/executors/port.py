@@ -71,7 +71,12 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):
-    """The job has taken the order and reports its end through the callback API."""
+    """The job has taken the order and reports its end through the callback API.
+
+    `times_out_ms`: when its time is up, if it was held back before it was begun.
+    """
+
+    times_out_ms: int | None = None
 
 
 class Progressed(msgspec.Struct, frozen=True, tag=True):
@@ -89,8 +94,17 @@ class Logged(msgspec.Struct, frozen=True, tag=True):
     data: bytes | None = None
 
 
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """An attempt that was held back is begun now: its time counts from here. Between executors
+    and `Executors` only; the run is told nothing.
+    """
+
+
 Report: TypeAlias = Completed | Failed | Accepted | Progressed | Logged
 Reporter: TypeAlias = Callable[[Report], None]
+ModeReport: TypeAlias = Report | Begun
+ModeReporter: TypeAlias = Callable[[ModeReport], None]
+"""What a `ModeExecutor` reports to."""
 
 JobT_contra = TypeVar("JobT_contra", contravariant=True)
 
@@ -119,20 +133,36 @@ class Executor(Protocol):
         """Why this attempt, though dispatched, has not begun; None if nothing holds it back."""
         ...
 
+    def held_until_ms(self, run_id: str, step: int, attempt: int) -> int | None:
+        """When that ends, if it is known."""
+        ...
+
+    def times_out_ms(self, run_id: str, step: int, attempt: int) -> int | None:
+        """When the time of an attempt that is or was held back is up: at the earliest, as long as
+        it is held back. None for one that was begun as soon as it was started.
+        """
+        ...
+
     async def aclose(self, grace_secs: float) -> None:
         """Take no more; let attempts in progress finish for the grace, hand back the rest."""
         ...
 
 
 class ModeExecutor(Protocol[JobT_contra]):
-    """Does the attempts of one kind of job. `Executors` calls it once per attempt key."""
+    """Does the attempts of one kind of job. `Executors` calls it once per attempt key. An attempt
+    that was held back and is begun later is reported `Begun`.
+    """
 
-    def start(self, attempt: Attempt, job: JobT_contra, report: Reporter) -> None: ...
+    def start(self, attempt: Attempt, job: JobT_contra, report: ModeReporter) -> None: ...
 
     def stop(self, key: AttemptKey, *, timed_out: bool) -> None: ...
 
     def why_held(self, key: AttemptKey) -> str | None:
         """Why this attempt was taken but not begun yet; None if nothing holds it back."""
+        ...
+
+    def held_until_ms(self, key: AttemptKey) -> int | None:
+        """When that ends, if it is known."""
         ...
 
     async def aclose(self) -> None:

@@ -77,6 +77,7 @@ class ProcessPool:
     def start(self, running: Running) -> None:
         self._queue[running] = None
         self._dispatch()
+        running.queued = running not in self._busy
 
     def stop(self, running: Running) -> None:
         self._queue.pop(running, None)
@@ -117,6 +118,7 @@ class ProcessPool:
     def _give(self, worker: _Worker, running: Running) -> None:
         self._busy[running] = worker
         worker.running = running
+        running.leave_queue()
         job = running.job
         worker.writer.write(frame(order_of(running.attempt, job.name, job.function)))
 

@@ -12,7 +12,7 @@ from pilotage.actors.executors.handover import Handover
 from pilotage.actors.executors.inline import InlineRunner
 from pilotage.actors.executors.invoke import Outcome
 from pilotage.actors.executors.job_loop import BLOCKED_SECS, JobLoop
-from pilotage.actors.executors.port import Attempt, AttemptKey, Logged, Reporter
+from pilotage.actors.executors.port import Attempt, AttemptKey, Logged, ModeReporter
 from pilotage.actors.executors.process_pool import ProcessPool
 from pilotage.actors.executors.python_jobs import JobKind, PythonJob
 from pilotage.actors.executors.running import News, Running
@@ -69,7 +69,7 @@ class PythonExecutor:
     def abandoned_threads(self) -> int:
         return self._threads.abandoned
 
-    def start(self, attempt: Attempt, job: PythonJob, report: Reporter) -> None:
+    def start(self, attempt: Attempt, job: PythonJob, report: ModeReporter) -> None:
         running = Running(attempt, job, report, self._news.post)
         self._attempts[attempt.key] = running
         self._runners[job.kind].start(running)
@@ -100,6 +100,10 @@ class PythonExecutor:
             return self._threads.why_waiting(running)
         if running is not None and running.job.kind is JobKind.PROCESS:
             return self._processes.why_waiting(running)
+        return None
+
+    def held_until_ms(self, key: AttemptKey) -> int | None:  # noqa: ARG002 - nobody knows
+        """A worker comes free when its attempt ends."""
         return None
 
     async def aclose(self) -> None:

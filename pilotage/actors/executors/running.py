@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pilotage.actors.executors.job_context import JobContext
 from pilotage.actors.executors.port import (
     Attempt,
+    Begun,
     Completed,
     Failed,
     Logged,
+    ModeReporter,
     Progressed,
     Report,
-    Reporter,
 )
 from pilotage.actors.executors.python_jobs import PythonJob
 
@@ -23,7 +24,8 @@ Post = Callable[["tuple[Running, News | None]"], None]
 
 
 class Running:
-    """`report` and `over` belong to the actors' loop; the rest may be used from any thread.
+    """`report`, `over` and `queued` (it waits for a worker) belong to the actors' loop; the rest
+    may be used from any thread.
 
     Identity is what counts: the same attempt, stopped and started again, is another `Running`.
     """
@@ -36,14 +38,16 @@ class Running:
         "context",
         "job",
         "over",
+        "queued",
         "report",
     )
 
-    def __init__(self, attempt: Attempt, job: PythonJob, report: Reporter, post: Post) -> None:
+    def __init__(self, attempt: Attempt, job: PythonJob, report: ModeReporter, post: Post) -> None:
         self.attempt = attempt
         self.job = job
         self.report = report
         self.over = False
+        self.queued = False
         self._post = post
         self._progress: Progressed | None = None
         self._progress_posted = False
@@ -68,6 +72,12 @@ class Running:
                 self._post((self, None))
         elif isinstance(report, (Completed, Failed, Logged)):
             self._post((self, report))
+
+    def leave_queue(self) -> None:
+        """A worker takes it. On the actors' loop."""
+        if self.queued:
+            self.queued = False
+            self.report(Begun())
 
     def newest_progress(self) -> Progressed | None:
         self._progress_posted = False

@@ -51,6 +51,7 @@ class ThreadPool:
     def start(self, running: Running) -> None:
         self._queue[running] = None
         self._dispatch()
+        running.queued = running not in self._busy and not running.over
 
     def stop(self, running: Running) -> None:
         """The attempt is over for the run; its thread, if it has one, is abandoned."""
@@ -119,6 +120,7 @@ class ThreadPool:
                 self._held.setdefault(running.attempt.job, {})[running] = None
                 continue
             self._busy.add(running)
+            running.leave_queue()
             wanted = len(self._busy) + len(self._abandoned)
             if self._threads >= wanted or self._add_thread():
                 self._work.put(running)

@@ -6,7 +6,15 @@ import asyncio
 import threading
 from typing import Any
 
-from pilotage.actors.executors.port import Accepted, Attempt, Completed, Failed, Report
+from pilotage.actors.executors.port import (
+    Accepted,
+    Attempt,
+    Begun,
+    Completed,
+    Failed,
+    ModeReport,
+    Report,
+)
 
 _NUMBERS = iter(range(1, 1_000_000))
 
@@ -29,16 +37,22 @@ def attempt(job: str = "job", data: bytes = b"{}", **fields: Any) -> Attempt:
 
 
 class Recorder:
-    """Keeps what one attempt reports; `over` ends with its last report."""
+    """Keeps what one attempt reports; `over` ends with its last report. `begun`: how often it was
+    begun after having been held back.
+    """
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
+        self.begun = 0
         self.threads: set[int] = set()
         self._over: asyncio.Future[Completed | Failed | Accepted] = (
             asyncio.get_running_loop().create_future()
         )
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: ModeReport) -> None:
+        if isinstance(report, Begun):
+            self.begun += 1
+            return
         assert not self._over.done(), f"a report after the last: {report}"
         self.reports.append(report)
         self.threads.add(threading.get_ident())

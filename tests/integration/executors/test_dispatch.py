@@ -15,17 +15,19 @@ from pilotage.actors.executors.port import (
     Accepted,
     Attempt,
     AttemptKey,
+    Begun,
     Completed,
     Executor,
     Logged,
     ModeExecutor,
-    Reporter,
+    ModeReporter,
 )
 from pilotage.actors.executors.python_executor import PythonExecutor
 from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
 from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.status import ExecutionMode
 from tests.integration.executors.recorder import Recorder, attempt
+from tests.support.clock import START_MS, FakeClock
 from tests.support.waiting import wait_until
 
 WEB_JOB = JobSpec(endpoint_url="http://example.org/")
@@ -35,11 +37,12 @@ class Hands:
     """A mode executor whose attempts end when the test says so."""
 
     def __init__(self) -> None:
-        self.started: dict[AttemptKey, Reporter] = {}
+        self.started: dict[AttemptKey, ModeReporter] = {}
+        self.held: set[AttemptKey] = set()
         self.stopped: list[tuple[AttemptKey, bool]] = []
         self.closed = False
 
-    def start(self, attempt: Attempt, job: JobSpec, report: Reporter) -> None:
+    def start(self, attempt: Attempt, job: JobSpec, report: ModeReporter) -> None:
         assert job is WEB_JOB
         self.started[attempt.key] = report
 
@@ -47,7 +50,10 @@ class Hands:
         self.stopped.append((key, timed_out))
 
     def why_held(self, key: AttemptKey) -> str | None:
-        return f"held: {key[0]}"
+        return f"held: {key[0]}" if key in self.held else None
+
+    def held_until_ms(self, key: AttemptKey) -> int | None:
+        return START_MS + 500 if key in self.held else None
 
     async def aclose(self) -> None:
         self.closed = True
@@ -62,8 +68,14 @@ class Bench:
         self.lookups: list[tuple[str, str]] = []
         self.answers: list[Any] = []
         others: dict[ExecutionMode, ModeExecutor[JobSpec]] = {ExecutionMode.HTTP: self.hands}
+        self.clock = FakeClock()
         self.executors = Executors(
-            self.registry, self.resolve, PythonExecutor(), others, max_in_flight=max_in_flight
+            self.registry,
+            self.resolve,
+            PythonExecutor(),
+            others,
+            max_in_flight=max_in_flight,
+            clock=self.clock,
         )
         self.port: Executor = self.executors
 
@@ -211,7 +223,7 @@ async def test_beyond_the_bound_attempts_wait_in_order(bench: Bench) -> None:
     assert bench.executors.why_held(*fourth.key) == (
         "3 attempts are in progress; this one waits for its turn"
     )
-    assert bench.executors.why_held(*orders[0].key) == f"held: {orders[0].run_id}"
+    assert bench.executors.why_held(*orders[0].key) is None
 
     bench.hands.started[orders[0].key](Completed())
     await wait_until(lambda: fourth.key in bench.hands.started, "the fourth has its turn")
@@ -221,6 +233,35 @@ async def test_beyond_the_bound_attempts_wait_in_order(bench: Bench) -> None:
     bench.hands.started[fourth.key](Completed(b"4"))
     assert await recorder.output() == b"4"
     assert bench.executors.why_held(*fourth.key) is None
+
+
+async def test_the_time_of_an_attempt_counts_from_when_it_is_begun(bench: Bench) -> None:
+    timeout_ms, port = 30_000, bench.port
+    first, _ = await bench.handed()
+    assert port.times_out_ms(*first.key) is None  # the run's own bound holds
+    bench.hands.held.add(first.key)
+    assert port.why_held(*first.key) == f"held: {first.run_id}"
+    assert port.held_until_ms(*first.key) == START_MS + 500
+    bench.clock.advance_ms(40_000)
+    assert port.times_out_ms(*first.key) == START_MS + 40_000 + timeout_ms
+    bench.hands.held.clear()
+    bench.hands.started[first.key](Begun())
+    bench.clock.advance_ms(10_000)
+    assert port.times_out_ms(*first.key) == START_MS + 40_000 + timeout_ms
+    assert port.held_until_ms(*first.key) is None
+    assert port.times_out_ms("no-run", 0, 1) is None
+
+    others = [await bench.handed() for _ in range(2)]
+    waiting, recorder = bench.begin()
+    assert port.times_out_ms(*waiting.key) == START_MS + 50_000 + timeout_ms
+    bench.clock.advance_ms(1_000)
+    bench.hands.started[others[0][0].key](Completed())
+    await wait_until(lambda: waiting.key in bench.hands.started, "it has its turn")
+    bench.clock.advance_ms(1_000)
+    bench.hands.started[waiting.key](Accepted())
+    assert await recorder.over() == Accepted(START_MS + 51_000 + timeout_ms)
+    bench.hands.started[others[1][0].key](Accepted())
+    assert await others[1][1].over() == Accepted()  # it was never held back
 
 
 async def test_a_waiting_attempt_can_be_stopped_and_its_reports_moved(bench: Bench) -> None:

@@ -77,13 +77,17 @@ async def test_an_open_breaker_holds_attempts_back_and_says_why(broken: Broken, 
     assert broken.executor.why_held(order.key) == (
         f"127.0.0.1:{peer.port} could not be reached 5 times in a row; it is tried again in 30 s"
     )
+    assert broken.executor.held_until_ms(order.key) == broken.clock.now_ms() + 30_000
     assert recorder.reports == []
     assert [delay for delay, _ in broken.timers.due] == [30]
 
 
 async def test_other_hosts_are_not_held_back(broken: Broken) -> None:
     async with Peer() as other:
-        assert await broken.post(other.url).output() == b'{"ok":true}'
+        order, recorder = broken.begin(other.url)
+        assert await recorder.output() == b'{"ok":true}'
+        assert recorder.begun == 0
+        assert broken.executor.held_until_ms(order.key) is None
 
 
 async def test_a_probe_that_gets_an_answer_lets_all_others_go(broken: Broken, peer: Peer) -> None:
@@ -92,6 +96,7 @@ async def test_a_probe_that_gets_an_answer_lets_all_others_go(broken: Broken, pe
     broken.half_open()
     for recorder in recorders:
         assert await recorder.output() == b'{"ok":true}'
+        assert recorder.begun == 1  # its time counts from then
     assert not broken.timers.due
 
 
@@ -132,6 +137,7 @@ async def test_while_the_probe_is_under_way_the_others_wait(broken: Broken, peer
     await wait_until(lambda: len(peer.requests) == 1, "the probe has arrived")
     order, late = await broken.held(peer)
     assert "it is tried just now" in str(broken.executor.why_held(order.key))
+    assert broken.executor.held_until_ms(order.key) is None
     assert not broken.timers.due
     release.set()
     assert await probe.output() == await late.output() == b"1"

@@ -213,7 +213,7 @@ async def test_a_function_that_cannot_be_imported_is_a_final_failure(
 
 PROGRAM = """
 import asyncio, os, sys
-from pilotage.actors.executors.port import Attempt
+from pilotage.actors.executors.port import Attempt, Completed
 from pilotage.actors.executors.python_executor import PythonExecutor
 from pilotage.actors.executors.python_jobs import JobRegistry
 
@@ -236,7 +236,7 @@ async def main() -> None:
             job_run_id="j", input=b'{"n": 7}', timeout_secs=30,
         ),
         found,
-        over.set_result,
+        lambda report: over.set_result(report) if isinstance(report, Completed) else None,
     )
     print(os.getpid(), (await over).output.decode(), flush=True)
     if sys.argv[1:] == ["die"]:

@@ -78,8 +78,10 @@ async def test_no_more_functions_run_at_a_time_than_there_are_threads(bench: Ben
         await bench.stuck()
     order, recorder = bench.start(bench.job(lambda: 1))
     assert bench.executor.why_held(order.key) == "all 2 worker threads are busy"
+    assert bench.executor.held_until_ms(order.key) is None
     bench.let_go.set()
     assert await recorder.output() == b"1"
+    assert recorder.begun == 1  # its time counts from then
     assert bench.executor.why_held(order.key) is None
 
 

@@ -96,6 +96,16 @@ def test_items_say_what_is_particular_to_them() -> None:
     ]
 
 
+def test_the_end_of_an_attempt_names_the_attempt() -> None:
+    run = Run(job("a", retry_max_attempts=2), job("b"), job("c", "b"))
+    run.fails("a").fires("a").fails("a")
+    assert next((e.type, e.attempt) for e in items(run)) == ("step_failed", 2)
+    run.does(c.RetryStep, "a").completes("a")
+    assert [(e.type, e.attempt) for e in items(run)] == [("step_completed", 3)]
+    run.does(c.ForceCompleteStep, "c", result=b"1")  # it never had one
+    assert [(e.type, e.attempt) for e in items(run)] == [("step_completed", None)]
+
+
 def test_a_wait_without_end_names_no_time() -> None:
     assert brief(Run(approval("a")))[-1] == ("step_parked", "a", None, {"waiting_for": "approval"})
 

@@ -16,7 +16,7 @@ from pilotage.runtime.insight import (
     timeline,
     workflow_graph,
 )
-from pilotage.runtime.insight_reasons import listed
+from pilotage.runtime.insight_reasons import Note, listed
 from pilotage.runtime.state import RunHead, RunState, RunVitals, StepState, chunked, rebuild
 from pilotage.runtime.status import RunStatus, SkippedBy, StepStatus, StepType, WaitingFor
 from pilotage.runtime.views import rfc3339
@@ -69,7 +69,7 @@ def running(start: int = 0, **more: Any) -> StepState:
 
 
 def reason_of(
-    state: RunState, ref: str, notes: dict[int | None, str] | None = None
+    state: RunState, ref: str, notes: dict[int | None, Note] | None = None
 ) -> tuple[str, str]:
     line = next(s for s in explain(state, notes).steps if s.step_ref == ref)
     return line.waiting_for, line.reason
@@ -189,7 +189,7 @@ def test_what_is_held_back_says_by_whom() -> None:
     wants = StepState(status=S.PENDING, wait=WaitingFor.JOB_LIMIT, checked=True)
     slots = state_of({"a": ""}, {"a": wants})
     assert "max_concurrency" in reason_of(slots, "a")[1]
-    assert reason_of(slots, "a", {0: "it is number 3"})[1].endswith("; it is number 3")
+    assert reason_of(slots, "a", {0: Note(text="it is number 3")})[1].endswith("; it is number 3")
 
 
 def test_a_paused_run_and_a_queued_run_say_so() -> None:
@@ -204,10 +204,19 @@ def test_a_paused_run_and_a_queued_run_say_so() -> None:
     queued = state_of({"a": ""}, {"a": StepState(status=S.PENDING)}, **waiting)
     assert reason_of(queued, "a")[0] == "run_queue"
     assert '"orders"' in reason_of(queued, "a")[1]
-    assert reason_of(queued, "a", {None: "it is number 2"})[1].endswith("; it is number 2")
+    assert reason_of(queued, "a", {None: Note(text="it is number 2")})[1].endswith(
+        "; it is number 2"
+    )
     later = {"delay_until_ms": T0 + 5000}
     queued = state_of({"a": ""}, {"a": StepState(status=S.PENDING)}, head=later, **waiting)
     assert rfc3339(T0 + 5000) in reason_of(queued, "a")[1]
+    vitals["queued_at_ms"] = T0 + 5000  # what a trigger with a delay makes
+    delayed = state_of({"a": ""}, {"a": StepState(status=S.PENDING)}, head=later, **waiting)
+    line = explain(delayed, {}).steps[0]
+    assert rfc3339(T0 + 5000) in line.reason
+    assert line.until == rfc3339(T0 + 5000)
+    assert line.since == rfc3339(delayed.head.created_at_ms)
+    assert "number 2" in reason_of(delayed, "a", {None: Note(text="it is number 2")})[1]
     vitals["held"] = True
     queued = state_of({"a": ""}, {"a": StepState(status=S.PENDING)}, **waiting)
     assert "parent run is paused" in reason_of(queued, "a")[1]
@@ -219,7 +228,15 @@ def test_what_is_in_progress_says_what_ends_it() -> None:
     assert f"timeout at {rfc3339(T0 + 9)}" in reason_of(plain, "a")[1]
     remote = state_of({"a": ""}, {"a": running(accepted=True)})
     assert "callback" in reason_of(remote, "a")[1]
-    assert "; held back; " in reason_of(plain, "a", {0: "held back"})[1]
+    held: dict[int | None, Note] = {
+        0: Note(text="its host is away", held=True, until_ms=T0 + 9_000)
+    }
+    assert reason_of(plain, "a", held) == ("result", "attempt 1 is held back: its host is away")
+    (line,) = explain(plain, held).steps
+    assert line.until == rfc3339(T0 + 9_000)
+    late = explain(plain, {0: Note(until_ms=T0 + 70_000)}).steps[0]  # it was begun late
+    assert late.until == rfc3339(T0 + 70_000)
+    assert late.until in late.reason
     child = state_of(
         {"a": ""},
         {"a": running(child_run_id="child-1")},

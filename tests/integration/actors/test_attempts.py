@@ -1,0 +1,154 @@
+"""Attempts of a whole runtime: what holds them back, what that costs them, and what is shown."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.executors.breaker import Breaker
+from pilotage.actors.executors.http_executor import HttpExecutor
+from pilotage.actors.executors.job_context import JobContext
+from pilotage.runtime.definition import JobSpec
+from pilotage.runtime.insight import Explanation, explain
+from pilotage.runtime.status import ExecutionMode
+from pilotage.runtime.validation_jobs import ParsedJob
+from tests.integration.actors.rig import PROJECT, Rig, rig
+from tests.integration.executors.peers import Peer
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+async def web_world(valkey_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rig(valkey_url, tmp_path, allow_private_endpoints=True) as made:
+        yield made
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    async with Peer() as made:
+        yield made
+
+
+async def web_job(world: Rig, peer: Peer, **policy: Any) -> Workflow:
+    """A workflow of one step whose job is an endpoint of the peer."""
+    spec = JobSpec(execution_mode=ExecutionMode.HTTP, endpoint_url=peer.url, **policy)
+    parsed = ParsedJob(name="web", slug="web", tags={}, enabled=True, spec=spec)
+    await world.runtime.catalog.create_job(parsed, project_id=PROJECT)
+    return await world.workflow("w", [{"step_ref": "a", "job_id": "web"}])
+
+
+async def line(world: Rig, run: str, ref: str = "a") -> Explanation:
+    state = await world.state(run)
+    told = explain(state, world.gateway.notes(state))
+    return next(step for step in told.steps if step.step_ref == ref)
+
+
+def short_breaker(world: Rig, open_secs: float) -> None:
+    executor = world.runtime.executors._others[ExecutionMode.HTTP]
+    assert isinstance(executor, HttpExecutor)
+    executor._gate._breaker = Breaker(open_secs=open_secs)
+
+
+async def open_breaker(world: Rig, peer: Peer, flow: Workflow) -> None:
+    await peer.close()
+    for _ in range(5):
+        await world.until(await world.trigger(flow), "failed")
+
+
+@pytest.mark.parametrize("status", [200, 202])
+async def test_time_in_which_an_attempt_is_held_back_does_not_count(
+    web_world: Rig, peer: Peer, status: int
+) -> None:
+    """The timeout passes three times while the host is left alone; the one attempt is still good,
+    and has its whole time when it begins."""
+    world = web_world
+    short_breaker(world, 1.0)
+
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status)
+
+    peer.handler = answer
+    flow = await web_job(world, peer, max_attempts=1, timeout_secs=0.3)
+    await open_breaker(world, peer, flow)
+    run = await world.trigger(flow)
+
+    async def held() -> bool:
+        return "held back" in (await line(world, run)).reason
+
+    await wait_until(held, "the attempt is held back")
+    told = await line(world, run)
+    assert f"127.0.0.1:{peer.port} could not be reached 5 times in a row" in told.reason
+    assert told.until is not None
+    await peer.open()
+    if status == 200:
+        await world.until(run, "completed")
+        assert (await world.step(run, "a")).attempt == 1
+        return
+
+    async def taken() -> bool:
+        return (await world.step(run, "a")).accepted
+
+    await wait_until(taken, "the job has taken it")
+    began = time.monotonic()
+    failed = await world.until(run, "failed")
+    assert 0.2 < time.monotonic() - began < 2
+    assert "timed out after 0.3 s" in (failed.vitals.error or "")
+    assert (await world.step(run, "a")).attempt == 1
+
+
+async def test_an_attempt_that_was_held_back_still_times_out(web_world: Rig, peer: Peer) -> None:
+    world, stop = web_world, threading.Event()
+    short_breaker(world, 0.5)
+
+    async def stall(_request: web.Request) -> web.StreamResponse:
+        await wait_until(stop.is_set, "the end of the test", within_secs=30)
+        return web.Response()
+
+    peer.handler = stall
+    flow = await web_job(world, peer, max_attempts=1, timeout_secs=0.2)
+    await open_breaker(world, peer, flow)
+    await peer.open()
+    failed = await world.until(await world.trigger(flow), "failed")
+    assert "timed out after 0.2 s" in (failed.vitals.error or "")
+    assert len(peer.requests) == 1
+    stop.set()
+
+
+async def test_a_thread_that_does_not_stop_keeps_its_jobs_slot(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    let_go, began = threading.Event(), list[int]()
+
+    def stuck(_: dict[str, Any], ctx: JobContext) -> int:
+        began.append(ctx.attempt)
+        assert len(began) > 1 or let_go.wait(20)
+        return ctx.attempt
+
+    world = Rig(valkey_url, tmp_path)
+    world.registry.register(
+        stuck, name="stuck", timeout=0.1, max_concurrency=1, max_attempts=2, retry_initial_delay=0
+    )
+    await world.start()
+    try:
+        flow = await world.workflow("w", [{"step_ref": "a", "job_id": "stuck"}])
+        run = await world.trigger(flow)
+
+        async def waits() -> bool:
+            return "1 of them taken by threads that did not" in (await line(world, run)).reason
+
+        await wait_until(waits, "the second attempt waits for the slot")
+        assert (await line(world, run)).waiting_for == "job_limit"
+        assert began == [1]
+        let_go.set()
+        await world.until(run, "completed")
+        assert began == [1, 2]
+    finally:
+        let_go.set()
+        await world.stop()
