@@ -76,11 +76,15 @@ def _undecidable(
     if step.resolution is wanted:
         return Done(changed=False)
     if step.resolution in (Resolution.APPROVED, Resolution.REJECTED):
-        return conflict(f'step "{spec.step_ref}" was {step.resolution} already', step.status)
+        return conflict(
+            f'step "{spec.step_ref}" is {step.status}, it was {step.resolution} already; only a'
+            f" waiting step can be {move.done}",
+            step.status,
+        )
     if step.status is StepStatus.WAITING:
         return conflict(
-            f'step "{spec.step_ref}" still waits for its dependencies; it can be {move.done} once'
-            " it waits for an approval",
+            f'step "{spec.step_ref}" is waiting for its dependencies; it can be {move.done} once'
+            " it is waiting for an approval",
             step.status,
         )
     return refuse_step(move, spec.step_ref, step.status)
@@ -111,7 +115,9 @@ def force_complete(d: Draft, c: ForceCompleteStep) -> Reply | Rejection:
         if inputs.same_json(step.output, result):
             return Done(changed=False)
         return conflict(
-            f'step "{spec.step_ref}" was force-completed already, with another result', step.status
+            f'step "{spec.step_ref}" is {step.status}, it was force-completed already, with another'
+            " result; replay its subtree to run it again",
+            step.status,
         )
     if step.status not in move.allowed:
         return refuse_step(move, spec.step_ref, step.status)

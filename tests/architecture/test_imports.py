@@ -25,7 +25,8 @@ class Layer(NamedTuple):
 # What a run is must be the same in a test, in a replay and after a crash: nothing that reads a
 # clock, draws a number, waits, writes or talks.
 PURE = (
-    "__future__", "abc", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "datetime",
+    "__future__", "abc", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses",
+    "datetime",
     "decimal", "enum", "functools", "graphlib", "hashlib", "heapq", "itertools", "json", "math",
     "operator", "re", "string", "struct", "types", "typing", "unicodedata", "urllib.parse", "uuid",
     "zlib", "zoneinfo", "difflib",

@@ -176,7 +176,7 @@ def test_a_step_of_another_type_is_not_approved() -> None:
 def test_an_approval_that_is_not_asked_for_yet_is_not_decided() -> None:
     run = Run(job("a"), approval("b", after="a"))
     assert run.refused(c.RejectStep, "b") == (
-        'step "b" still waits for its dependencies; it can be rejected once it waits for an '
+        'step "b" is waiting for its dependencies; it can be rejected once it is waiting for an '
         "approval"
     )
 
@@ -198,8 +198,12 @@ def test_approve_of_an_approved_step_is_a_success_and_the_other_way_round_a_conf
     for kind, ref in ((c.ApproveStep, "a"), (c.RejectStep, "b")):
         run.does(kind, ref)
         assert run.last.reply == Done(changed=False)
-    assert run.refused(c.RejectStep, "a") == 'step "a" was approved already'
-    assert run.refused(c.ApproveStep, "b") == 'step "b" was rejected already'
+    assert run.refused(c.RejectStep, "a") == (
+        'step "a" is completed, it was approved already; only a waiting step can be rejected'
+    )
+    assert run.refused(c.ApproveStep, "b") == (
+        'step "b" is failed, it was rejected already; only a waiting step can be approved'
+    )
 
 
 def test_force_complete_again_with_an_equal_result_is_a_success() -> None:
@@ -209,6 +213,7 @@ def test_force_complete_again_with_an_equal_result_is_a_success() -> None:
     assert run.last.reply == Done(changed=False)
     for other in (b'{"x": true, "y": [5]}', b'{"x": 1}', None):
         assert run.refused(c.ForceCompleteStep, "a", result=other) == (
-            'step "a" was force-completed already, with another result'
+            'step "a" is completed, it was force-completed already, with another result; replay its'
+            " subtree to run it again"
         )
     assert "step can be skipped" in run.refused(c.SkipStep, "a")
