@@ -32,7 +32,8 @@ class AttemptRecords:
     __slots__ = ("_open",)
 
     def __init__(self) -> None:
-        self._open: dict[int, tuple[int, JobRunRecord]] = {}
+        # an emptied dict keeps its size: a run that waits for long must hold none
+        self._open: dict[int, tuple[int, JobRunRecord]] | None = None
 
     def begin(
         self, effect: StartAttempt, now: int, kept: JobRunRecord | None = None
@@ -45,28 +46,36 @@ class AttemptRecords:
             started_at_ms=now,
             created_at_ms=now,
         )
+        if self._open is None:
+            self._open = {}
         self._open[effect.step] = (effect.attempt, record)
         return record
 
     def follow(self, events: Iterable[Event], into: Changed) -> None:
         """Close the records that the events end; what changed goes `into`."""
+        in_progress = self._open
+        if in_progress is None:
+            return
         for event in events:
-            if isinstance(event, StepEvent) and event.step in self._open:
-                attempt, record = self._open[event.step]
+            if isinstance(event, StepEvent) and event.step in in_progress:
+                attempt, record = in_progress[event.step]
                 ended = _ended(event, record)
                 if ended is not None:
                     into[event.step, attempt] = ended
                     if isinstance(event, StepAccepted):
-                        self._open[event.step] = (attempt, ended)
+                        in_progress[event.step] = (attempt, ended)
                     else:
-                        del self._open[event.step]
+                        del in_progress[event.step]
+        if not in_progress:
+            self._open = None
 
     def note(
         self, step: int, attempt: int, note: Progressed | Logged, now: int, into: Changed
     ) -> bool:
         """Add progress or a log line; False if the attempt is not in progress."""
-        found = self._open.get(step)
-        if found is None or found[0] != attempt:
+        in_progress = self._open
+        found = None if in_progress is None else in_progress.get(step)
+        if in_progress is None or found is None or found[0] != attempt:
             return False
         record = found[1]
         if isinstance(note, Progressed):
@@ -74,7 +83,7 @@ class AttemptRecords:
             record = msgspec.structs.replace(record, progress=progress)
         else:
             record = add_log(record, LogLine(now, note.level, note.message, note.data))
-        self._open[step] = (attempt, record)
+        in_progress[step] = (attempt, record)
         into[step, attempt] = record
         return True
 

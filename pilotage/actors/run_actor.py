@@ -85,9 +85,10 @@ class RunActor(LoopActor):
         self._in_flight: Batch | None = None
         self._dead = False
         self.releasing = False
-        self._outbox: dict[str, Effect] = {}
-        self._acknowledged: list[str] = []
-        self._postponed: list[tuple[Remember, DeferredReply]] = []
+        # None while there is nothing: most runs are idle, and an empty dict or list is 60 bytes
+        self._outbox: dict[str, Effect] | None = None
+        self._acknowledged: list[str] | None = None
+        self._postponed: list[tuple[Remember, DeferredReply]] | None = None
         self._records = AttemptRecords()
         self._outside = Outside(services, self)
 
@@ -106,6 +107,8 @@ class RunActor(LoopActor):
 
     def _remember(self, message: Remember) -> Answer | None:
         if self._batch is not None and self._batch.remember is not None:
+            if self._postponed is None:
+                self._postponed = []
             self._postponed.append((message, self.defer_reply()))  # one record a write
             return None
         return self._command(message.command, message.record)
@@ -193,7 +196,10 @@ class RunActor(LoopActor):
         """At once: a message that stays in the store is sent again after a restart, when it may
         no longer be meant.
         """
-        if self._outbox.pop(message.message_id, None) is not None:
+        if self._outbox is not None and self._outbox.pop(message.message_id, None) is not None:
+            self._outbox = self._outbox or None
+            if self._acknowledged is None:
+                self._acknowledged = []
             self._acknowledged.append(message.message_id)
             self._dirty()
             self._working = touched(self._working)
@@ -245,7 +251,7 @@ class RunActor(LoopActor):
             stored=self.published,
             state=self._working,
             batch=batch,
-            outbox_done=self._acknowledged,
+            outbox_done=self._acknowledged or [],
             keep_secs=self._services.retention_secs.get(self.status, 0),
         )
 
@@ -259,8 +265,8 @@ class RunActor(LoopActor):
             self._refused(batch, verdict)
             return
         self.published = self._working
-        self._acknowledged = []
-        self._outbox.update(batch.outbox)
+        self._acknowledged = None
+        self.restore_outbox(batch.outbox)
         self._outside.do_all(batch.effects, batch.outbox)
         if batch.forgotten and batch.remembering is not None:
             batch.remembering.fail(UnavailableError(f"it was done, but {TOO_MANY_KEYS}", 60))
@@ -275,6 +281,7 @@ class RunActor(LoopActor):
         while self._postponed and (self._batch is None or self._batch.remember is None):
             message, reply = self._postponed.pop(0)
             self._command(message.command, message.record, reply)
+        self._postponed = self._postponed or None
 
     def failed(self, error: Exception) -> None:
         """Called by the writer: this run's write cannot be made or taken."""
@@ -321,7 +328,10 @@ class RunActor(LoopActor):
     # --- after a restart -------------------------------------------------------------------------
 
     def restore_outbox(self, outbox: dict[str, Effect]) -> None:
-        self._outbox.update(outbox)
+        if outbox and self._outbox is None:
+            self._outbox = {}
+        if self._outbox is not None:
+            self._outbox.update(outbox)
 
     def _resume(self, message: Resume) -> None:
         state = self._working
@@ -330,7 +340,7 @@ class RunActor(LoopActor):
             kept = message.records.get((attempt.step, attempt.attempt))
             self._records.begin(attempt, self._now(), kept)
         self._do(recovery_effects(state, self._now()))
-        self._outside.deliver_all(self._outbox)
+        self._outside.deliver_all(self._outbox or {})
         for lost in undeliverable(state):
             self._command(lost)
         if self._is_done():

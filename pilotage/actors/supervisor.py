@@ -119,6 +119,7 @@ class Supervisor:
         self._opened = asyncio.Event()
         self._closing = False
         self.quarantined: dict[str, str] = {}
+        self._when_ended = self._terminated  # bound once, not once for each run
 
     def open(self) -> None:
         """Every active run is in memory: commands are taken from now on."""
@@ -284,7 +285,7 @@ class Supervisor:
         actor = RunActor(self._services.dispatcher, run_id, self._services, state, stored=stored)
         actor.restore_outbox(outbox)
         entry.actor = actor
-        watch(actor.actor_ref, self._terminated)
+        watch(actor.actor_ref, self._when_ended)
         ref = entry.ref = actor.launch()
         waiting = entry.over()
         if first is not None:
