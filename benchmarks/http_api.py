@@ -1,0 +1,242 @@
+"""http_api: what the REST API costs beside a bare Litestar handler.
+
+Two server processes on the same kind of server (uvicorn, uvloop, httptools), asked in turns by this
+process over 16 connections that stay open: the product with all it does (key, scope, request id,
+metrics, the run's newest state) and bare handlers that return the same structs ready made. What is
+compared is the processor time of the server process a request (not of its store), from /proc.
+
+get_us, get_bare_us         one active run
+list_us, list_bare_us       a page of 50 active runs, read from the store
+get_ratio, list_ratio       ours / bare, median of the rounds. Goals: 1.5 and 3
+trigger_per_s               runs triggered, as fast as 32 connections go; each is durable when it
+                            is answered (201). The workflow is one approval, so nothing else runs
+trigger_p50_ms, _p99_ms     at a fixed rate, the same for both servers; and `bare_post_…` of a
+                            handler that does one acknowledged write. The clock of a request
+                            starts when it was due, not when a connection was free (no
+                            coordinated omission)
+trigger_p99_ratio           ours / bare, medians of the rounds. Goal: 3
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from benchmarks._http_servers import Where
+
+NAME = "http_api"
+T = TypeVar("T")
+CONNECTIONS = 16
+TRIGGERING = 32
+RATE_PER_S = 150
+"""Low enough that neither server nor client wait for themselves on two cores."""
+SIZES = {  # rounds, requests a round of get and list, triggers, seconds of each fixed-rate round
+    "smoke": (2, 400, 100, 300, 0.5),
+    "full": (7, 4_000, 1_000, 4_000, 4.0),
+}
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection with one request at a time."""
+
+    def __init__(self) -> None:
+        self._seen = bytearray()
+        self._answer: asyncio.Future[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        end = self._seen.find(b"\r\n\r\n")
+        if end < 0 or self._answer is None:
+            return
+        head = bytes(self._seen[:end]).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        if len(self._seen) < end + 4 + length:
+            return
+        answer, self._answer = self._answer, None
+        whole = bytes(self._seen)
+        self._seen.clear()
+        if head[9:10] != b"2":
+            answer.set_exception(RuntimeError(whole.decode()))
+        else:
+            answer.set_result(whole)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionError("the server closed the connection"))
+
+    async def ask(self, request: bytes) -> bytes:
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class Server:
+    """One of the two, and what can be asked of it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], where: Where) -> None:
+        self._tasks = Path(f"/proc/{process.pid}/task")
+        self._port = where.port
+        key = f"authorization: Bearer {where.key}\r\n" if where.key else ""
+        common = f"host: localhost:{where.port}\r\naccept: */*\r\n{key}"
+        self.get = f"GET /v1/workflow-runs/{where.run_id} HTTP/1.1\r\n{common}\r\n".encode()
+        url = "/v1/workflow-runs?project_id=bench&limit=50"
+        self.list = f"GET {url} HTTP/1.1\r\n{common}\r\n".encode()
+        body = '{"payload":{"order":17}}'
+        self.trigger = (
+            f"POST /v1/workflows/{where.workflow_id}/trigger HTTP/1.1\r\n{common}"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        self._free: list[Connection] = []
+
+    async def connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(TRIGGERING):
+            _, protocol = await loop.create_connection(Connection, "127.0.0.1", self._port)
+            self._free.append(protocol)
+
+    def close(self) -> None:
+        for connection in self._free:
+            connection.close()
+
+    def cpu_us(self) -> float:
+        """Processor time of the process so far, all threads."""
+        return sum(
+            int((task / "schedstat").read_text().split()[0]) / 1e3 for task in self._tasks.iterdir()
+        )
+
+    async def burst(self, request: bytes, count: int, connections: int) -> tuple[float, float]:
+        """(seconds, server CPU µs a request) for `count` requests, one after another on each
+        connection.
+        """
+
+        async def some(connection: Connection) -> None:
+            for _ in range(count // connections):
+                await connection.ask(request)
+
+        count -= count % connections
+        used, started = self.cpu_us(), time.perf_counter()
+        await asyncio.gather(*map(some, self._free[:connections]))
+        return time.perf_counter() - started, (self.cpu_us() - used) / count
+
+    async def paced(self, request: bytes, rate: float, seconds: float) -> list[float]:
+        """Milliseconds from when each request was due until it was answered, sorted."""
+        loop = asyncio.get_running_loop()
+        free: asyncio.Queue[Connection] = asyncio.Queue()
+        for connection in self._free:
+            free.put_nowait(connection)
+        took: list[float] = []
+
+        async def one(due: float) -> None:
+            connection = await free.get()
+            await connection.ask(request)
+            took.append((loop.time() - due) * 1e3)
+            free.put_nowait(connection)
+
+        begin = loop.time() + 0.01
+        async with asyncio.TaskGroup() as group:
+            for n in range(int(rate * seconds)):
+                due = begin + n / rate
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                group.create_task(one(due))
+        return sorted(took)
+
+
+@contextmanager
+def started(kind: str) -> Generator[Server]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks._http_servers", kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the {kind} server did not start")
+            yield Server(process, msgspec.json.decode(line, type=Where))
+        finally:
+            process.stdin.close()
+
+
+def _at(took: list[float], part: float) -> float:
+    return took[min(len(took) - 1, int(len(took) * part))]
+
+
+async def in_turns(
+    ours: Server, bare: Server, rounds: int, measure: Callable[[Server], Awaitable[T]]
+) -> tuple[list[T], list[T]]:
+    """What `measure` gives for each of the two, one after the other, who is first alternating."""
+    found: dict[Server, list[T]] = {ours: [], bare: []}
+    for n in range(rounds):
+        for server in (ours, bare) if n % 2 else (bare, ours):
+            found[server].append(await measure(server))
+    return found[ours], found[bare]
+
+
+async def compare(ours: Server, bare: Server, size: str) -> dict[str, float]:
+    rounds, gets, lists, triggers, seconds = SIZES[size]
+    for server in (ours, bare):
+        await server.connect()
+        for request in (server.get, server.list, server.trigger):
+            await server.burst(request, 64, CONNECTIONS)
+
+    async def get(server: Server) -> float:
+        return (await server.burst(server.get, gets, CONNECTIONS))[1]
+
+    async def page(server: Server) -> float:
+        return (await server.burst(server.list, lists, CONNECTIONS))[1]
+
+    async def trigger(server: Server) -> list[float]:
+        return await server.paced(server.trigger, RATE_PER_S, seconds)
+
+    figures: dict[str, float] = {}
+    for name, measure in (("get", get), ("list", page)):
+        our_us, bare_us = await in_turns(ours, bare, rounds, measure)
+        figures[f"{name}_us"] = statistics.median(our_us)
+        figures[f"{name}_bare_us"] = statistics.median(bare_us)
+        ratios = (a / b for a, b in zip(our_us, bare_us, strict=True))
+        figures[f"{name}_ratio"] = statistics.median(ratios)
+    spreads = await in_turns(ours, bare, rounds, trigger)
+    for name, spread in zip(("trigger", "bare_post"), spreads, strict=True):
+        for part in (50, 99):
+            figures[f"{name}_p{part}_ms"] = statistics.median(_at(t, part / 100) for t in spread)
+    figures["trigger_p99_ratio"] = figures["trigger_p99_ms"] / figures["bare_post_p99_ms"]
+    took, us = await ours.burst(ours.trigger, triggers, TRIGGERING)
+    figures["trigger_per_s"] = (triggers - triggers % TRIGGERING) / took
+    figures["trigger_us"] = us
+    ours.close()
+    bare.close()
+    return figures
+
+
+def run(size: str) -> dict[str, float]:
+    with ExitStack() as stack:
+        ours, bare = (stack.enter_context(started(kind)) for kind in ("ours", "bare"))
+        # select() waits to the microsecond, epoll to the millisecond: requests go out when due
+        loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            return runner.run(compare(ours, bare, size))
