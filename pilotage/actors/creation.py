@@ -24,6 +24,7 @@ from pilotage.runtime.rerun import replay_of, retry_of
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunHead, RunState
 from pilotage.runtime.status import RunStatus
+from pilotage.runtime.tracing import trace_of
 from pilotage.runtime.validation import ParsedTrigger
 
 DELETED_VERSION = "its workflow was deleted; create it again to run it"
@@ -93,6 +94,7 @@ class Creation:
             triggered_by=trigger.triggered_by,
             created_by=actor,
             delay_until_ms=now + delay_ms if delay_ms else None,
+            trace=trigger.trace,
         )
         disabled = tuple(sorted(graph.index[ref] for ref in trigger.disabled))
         command = CreateRun(actor=actor, head=head, disabled=disabled)
@@ -108,6 +110,7 @@ class Creation:
         created_by: str | None,
         tags: dict[str, str] | None = None,
         delay_until_ms: int | None = None,
+        trace: str | None = None,
     ) -> RunHead:
         spec = workflow.spec
         return RunHead(
@@ -126,6 +129,7 @@ class Creation:
             timeout_secs=spec.timeout_secs,
             delay_until_ms=delay_until_ms,
             policies=await self._catalog.policies(workflow.project_id, spec),
+            trace=trace,
         )
 
     async def _create(
@@ -166,6 +170,7 @@ class Creation:
             payload=effect.payload,
             triggered_by="sub_workflow",
             created_by=parent.head.created_by,
+            trace=trace_of(parent.id, parent.head.trace),
         )
         head = msgspec.structs.replace(
             base,

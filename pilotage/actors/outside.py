@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pykka import ActorDeadError
@@ -65,6 +64,7 @@ from pilotage.runtime.ids import job_run_id
 from pilotage.runtime.recovery import start_of_child
 from pilotage.runtime.state import RunState
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
+from pilotage.runtime.tracing import traceparent
 
 if TYPE_CHECKING:
     from pilotage.actors.run_actor import RunActor
@@ -160,7 +160,9 @@ class Outside:
             input=effect.input,
             timeout_secs=effect.timeout_secs,
             output_transform=spec.output_transform,
-            traceparent=_traceparent(state.id, job_run_id(state.id, i, effect.attempt)),
+            traceparent=traceparent(
+                state.id, state.head.trace, job_run_id(state.id, i, effect.attempt)
+            ),
         )
         self._services.executors.start(attempt, self._reporter(i, effect.attempt))
 
@@ -404,12 +406,6 @@ def withdraw(services: Services, state: RunState) -> None:
             services.executors.stop(head.id, i, step.attempt)
         if spec.job_id is not None:
             services.admission.release_step((head.project_id, spec.job_id), head.id, i)
-
-
-def _traceparent(run_id: str, attempt_id: str) -> str:
-    """W3C trace context: the run is the trace, the attempt the span, so they need no storing."""
-    span = blake2b(attempt_id.encode(), digest_size=8).hexdigest()
-    return f"00-{run_id.replace('-', '')}-{span}-01"
 
 
 def _as_message(step: int, attempt: int, what: Report) -> object:

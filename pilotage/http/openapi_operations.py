@@ -317,7 +317,11 @@ _WORKFLOWS = {
     "trigger-workflow": Doc(
         tag="Workflows",
         summary="Trigger a workflow",
-        about="Starts a run; at `max_concurrent_runs` it is queued. 409 if it is disabled.",
+        about=(
+            "Starts a run; at `max_concurrent_runs` it is queued. 409 if it is disabled. A W3C"
+            " `traceparent` header is continued: HTTP jobs of the run and of its child runs get"
+            " its trace id."
+        ),
         body="TriggerInput",
         status=201,
         answer="WorkflowRun",

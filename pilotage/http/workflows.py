@@ -14,7 +14,14 @@ from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import empty, ok
 from pilotage.http.bodies import DEFINITION_LIMIT, read_json
-from pilotage.http.call import AnyRequest, acting, api_of, named_project, required_project
+from pilotage.http.call import (
+    AnyRequest,
+    acting,
+    api_of,
+    call_of,
+    named_project,
+    required_project,
+)
 from pilotage.http.pages import Listing
 from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, client_key, once
@@ -31,6 +38,7 @@ from pilotage.http.runs import (
 from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.insight import start_waves, workflow_graph
 from pilotage.runtime.jsonvalues import is_object
+from pilotage.runtime.tracing import parse_trace
 from pilotage.runtime.validation import ParsedTrigger, parse_trigger
 
 WorkflowId = Annotated[str, PathParameter(name="workflowID")]
@@ -193,4 +201,6 @@ async def _parse_trigger(
     request: AnyRequest, workflow: Workflow, body: Any
 ) -> tuple[ParsedTrigger, StepGraph]:
     graph = await api_of(request).catalog.graph(workflow.version_id)
-    return parse_trigger(body, graph.index), graph
+    parsed = parse_trigger(body, graph.index)
+    trace = parse_trace(call_of(request.scope).header(b"traceparent"))
+    return msgspec.structs.replace(parsed, trace=trace), graph

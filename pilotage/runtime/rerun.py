@@ -74,4 +74,5 @@ def _new_head(head: RunHead, run_id: str, now: int, actor: str, triggered_by: st
         ancestor_workflows=(),
         slotless=False,
         delay_until_ms=None,
+        trace=None,
     )

@@ -67,6 +67,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     slotless   the run never takes one of its workflow's `max_concurrent_runs` slots because an
                ancestor holds one
     delay_until_ms   the run stays `pending` until then (`delay_secs` of the trigger)
+    trace      the W3C trace that the run continues, `TRACE_ID-FLAGS`; None: one of its own
     """
 
     id: str
@@ -90,6 +91,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_secs: float = 0.0
     delay_until_ms: int | None = None
     policies: dict[str, JobPolicy] = {}
+    trace: str | None = None
 
 
 class RunVitals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -99,13 +99,16 @@ class WorkflowLike(Protocol):
 
 
 class ParsedTrigger(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is to be started with. A payload of null is none."""
+    """What a run is to be started with. A payload of null is none. `trace`: the trace that the
+    request belongs to, as `tracing.parse_trace` gives it.
+    """
 
     payload: Any = None
     tags: dict[str, str] = {}
     triggered_by: str = "manual"
     disabled: frozenset[str] = frozenset()
     delay_secs: float = 0.0
+    trace: str | None = None
 
     @property
     def has_payload(self) -> bool:

@@ -198,3 +198,30 @@ async def test_a_superseded_attempt_is_told_so(
     late = await remote.post(f"/sdk/v1/runs/{first['x-run-id']}/complete", json={"result": 1})
     assert late.status_code == 409
     assert (await read_step(client, run_id, "a"))["status"] == "running"
+
+
+async def test_the_trace_of_the_trigger_goes_on_to_jobs_and_child_runs(
+    client: httpx.AsyncClient, peer: Peer
+) -> None:
+    body = {"slug": "remote", "endpoint_url": peer.url, "max_attempts": 1}
+    assert (await client.post("/v1/jobs", json=body)).status_code == 201
+    await define(client, "child", [job("b", "remote")])
+    sub = {"step_ref": "sub", "step_type": "sub_workflow", "sub_workflow_id": "child"}
+    await define(client, "w", [job("a", "remote"), sub])
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    header = {"traceparent": f"00-{trace}-b7ad6b7169203331-00"}
+    answer = await client.post("/v1/workflows/w/trigger", json={}, headers=header)
+    assert answer.status_code == 201
+    orders = [await asyncio.wait_for(peer.orders.get(), 10) for _ in range(2)]
+    assert {order["x-step-ref"] for order in orders} == {"a", "b"}
+    parts = [order["traceparent"].split("-") for order in orders]
+    assert [(version, found, flags) for version, found, _, flags in parts] == [
+        ("00", trace, "00")
+    ] * 2
+    assert len({span for _, _, span, _ in parts} | {"b7ad6b7169203331"}) == 3
+
+    await trigger(client, "child")  # without one it is a trace of its own
+    order = await asyncio.wait_for(peer.orders.get(), 10)
+    run = order["x-workflow-run-id"].replace("-", "")
+    assert order["traceparent"].startswith(f"00-{run}-")
+    assert order["traceparent"].endswith("-01")

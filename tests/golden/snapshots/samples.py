@@ -121,6 +121,7 @@ WORKFLOW = WorkflowSpec(
 SAMPLES: dict[str, Any] = {
     "head-full": HEAD_FULL,
     "head-plain": HEAD_PLAIN,
+    "head-traced": msgspec.structs.replace(HEAD_PLAIN, trace="0af7651916cd43dd8448eb211c80319c-01"),
     "vitals-full": VITALS_FULL,
     "vitals-plain": RunVitals(),
     "step-full": STEP_FULL,
