@@ -163,7 +163,7 @@ class Runtime:
         self.executors = Executors(
             self.registry,
             self._job_spec,
-            PythonExecutor(vacated=lambda *job: self.admission.job_vacated(job)),
+            PythonExecutor(vacated=self._job_vacated),
             {
                 ExecutionMode.HTTP: HttpExecutor(
                     tokens,
@@ -439,6 +439,9 @@ class Runtime:
     def _workflow_deleted(self, workflow_id: str) -> None:
         self.cron.forget(workflow_id)
         self.admission.set_run_limit(workflow_id, 0)
+
+    def _job_vacated(self, project_id: str, ref: str) -> None:
+        self.admission.job_vacated((project_id, ref))
 
     def _job_changed(self, job: Job) -> None:
         for ref in (job.id, job.slug):  # steps may name it either way
