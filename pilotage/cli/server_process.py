@@ -134,12 +134,14 @@ class StoppedError(PilotageError):
 
 async def _unless_stopped(starting: asyncio.Task[None], stop: asyncio.Event | None) -> None:
     """Wait for the start, and no longer when a stop is asked for meanwhile."""
-    asked = asyncio.create_task((stop or asyncio.Event()).wait())
+    stop = stop or asyncio.Event()
+    asked = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
-    if not starting.done():
+    if starting.done():
+        starting.result()
+    if stop.is_set():
         raise StoppedError("stopped before the start was complete")
-    starting.result()
 
 
 async def _stop(runtime: Runtime, starting: asyncio.Task[None], http: RunningServer | None) -> None:

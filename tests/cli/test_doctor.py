@@ -1,0 +1,139 @@
+"""What the doctor finds, and that it fails only for what is broken."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import pilotage
+from pilotage.cli import doctor
+from pilotage.cli.errors import FAILED
+from pilotage.cli.root import invoke
+from pilotage.settings import Settings
+from tests.cli.peer import Peer, Reply
+from tests.support.programs import fake_program
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with Peer() as peer:
+        yield peer
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def examine(
+    capsys: pytest.CaptureFixture[str], *args: str, status: int = 0
+) -> dict[str, dict[str, Any]]:
+    assert invoke(["doctor", *args]) == status
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return {item["check"]: item for item in found}
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+HEALTHY = Reply(200, {"status": "ok", "version": pilotage.__version__})
+
+
+def test_no_server_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    found = examine(capsys, "--url", "http://127.0.0.1:9")
+    assert found["server"]["result"] == "warning"
+    assert found["embedded store"]["result"] == "ok"
+
+
+def test_another_version_and_another_clock(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Reply(
+        200, {"status": "ok", "version": "0.0.1"}, {"Date": "Sat, 31 Jan 2015 12:00:00 GMT"}
+    )
+    peer.replies = [other, Reply(200, {"status": "ready"})]
+    found = examine(capsys, "--url", peer.url)
+    assert "0.0.1" in found["server"]["found"]
+    assert found["clock"]["result"] == "warning"
+    assert (found["ready"]["result"], found["key"]["result"]) == ("ok", "warning")
+
+
+def test_a_server_that_is_not_ready_fails(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    peer.replies = [HEALTHY, Reply(503, {"status": "not ready"})]
+    found = examine(capsys, "--url", peer.url, status=FAILED)
+    assert found["ready"]["result"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("status", "result"), [(200, "ok"), (422, "ok"), (401, "failed"), (403, "failed")]
+)
+def test_the_key_is_tried(
+    peer: Peer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    result: str,
+) -> None:
+    monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
+    error = {"error": {"message": "so it is"}}
+    peer.replies = [HEALTHY, Reply(200, {}), Reply(status, [] if status == 200 else error)]
+    found = examine(capsys, "--url", peer.url, status=FAILED if result == "failed" else 0)
+    assert found["key"]["result"] == result
+
+
+def test_settings_that_are_wrong_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTAGE_PORT", "many")
+    found = examine(capsys, "--url", "http://127.0.0.1:9", status=FAILED)
+    assert "port" in found["settings"]["found"]
+    assert "data directory" not in found
+
+
+def test_a_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nearly_full(_: Path) -> Usage:
+        return Usage(10, 5, 5)
+
+    monkeypatch.setattr("shutil.disk_usage", nearly_full)
+    (finding,) = doctor.check_disk(Settings(data_dir=tmp_path / "not" / "there"))
+    assert finding.result == "warning"
+
+
+def test_a_directory_that_cannot_be_written_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(path: Path, mode: int) -> bool:
+        return False
+
+    monkeypatch.setattr("os.access", refused)
+    (finding,) = doctor.check_disk(Settings(data_dir=tmp_path))
+    assert finding.result == "failed"
+
+
+def test_the_owner_of_the_directory_is_named_while_it_lives(tmp_path: Path) -> None:
+    (tmp_path / "owner.lock").write_text(f"{os.getpid()}\n")
+    assert str(os.getpid()) in list(doctor.check_disk(Settings(data_dir=tmp_path)))[1].found
+    (tmp_path / "owner.lock").write_text("4194304\n")  # beyond the largest pid
+    assert len(list(doctor.check_disk(Settings(data_dir=tmp_path)))) == 1
+
+
+def test_an_embedded_program_that_does_not_run_fails(tmp_path: Path) -> None:
+    broken = fake_program(tmp_path, "exit 3")
+    (finding,) = doctor.check_embedded(Settings(server_binary=broken))
+    assert finding.result == "failed"
+    (finding,) = doctor.check_embedded(Settings(server_binary=tmp_path / "none"))
+    assert finding.result == "failed"
+
+
+def test_a_store_of_ones_own_is_asked(valkey_url: str) -> None:
+    (finding,) = doctor.check_store(Settings(redis_url=valkey_url))
+    assert finding.result == "ok", finding
+    (finding,) = doctor.check_store(Settings(redis_url="redis://:secret@127.0.0.1:9/0"))
+    assert finding.result == "failed"
+    assert "secret" not in finding.found
