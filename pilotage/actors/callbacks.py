@@ -47,6 +47,10 @@ class Callbacks:
         self._clock = clock
         self._timers = timers
 
+    def check(self, job_run_id: str, token: str) -> None:
+        """`UnauthenticatedError` for who may not report, before anything else is looked at."""
+        self._authenticated(job_run_id, token)
+
     async def complete(self, job_run_id: str, token: str, output: bytes | None) -> None:
         where, step = self._authenticated(job_run_id, token)
         command: Command

@@ -426,6 +426,9 @@ class Gateway(RunReader):
 
     # --- callbacks of remote jobs -----------------------------------------------------------------
 
+    def callback_check(self, job_run_id: str, token: str) -> None:
+        self.callbacks.check(job_run_id, token)
+
     async def callback_complete(self, job_run_id: str, token: str, output: bytes | None) -> None:
         await self.callbacks.complete(job_run_id, token, output)
 

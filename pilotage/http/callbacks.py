@@ -24,22 +24,24 @@ MAX_ERROR = 16_384
 MAX_MESSAGE = 2_000
 
 
-def _token(request: AnyRequest) -> str:
+def _token(request: AnyRequest, job_run_id: str) -> str:
+    """The run token, checked before the body is read."""
     token = bearer_token(call_of(request.scope).headers)
     if token is None:
         count_failure(api_of(request), request.scope)
         raise UnauthenticatedError(
             "the run token of the attempt is needed; send Authorization: Bearer <X-Run-Token>"
         )
-    return token
-
-
-async def _report(request: AnyRequest, report: Awaitable[None]) -> ASGIResponse:
     try:
-        await report
+        api_of(request).gateway.callback_check(job_run_id, token)
     except UnauthenticatedError:
         count_failure(api_of(request), request.scope)
         raise
+    return token
+
+
+async def _report(report: Awaitable[None]) -> ASGIResponse:
+    await report
     return empty()
 
 
@@ -48,33 +50,33 @@ class CallbacksController(Controller):
 
     @post("/complete", operation_id="complete-job-run", opt=BY_TOKEN)
     async def complete(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
-        token = _token(request)
+        token = _token(request, job_run_id)
         fields = Fields(await read_json(request))
         result = encode_json(fields.take("result"))
         fields.check()
         gateway = api_of(request).gateway
-        return await _report(request, gateway.callback_complete(job_run_id, token, result))
+        return await _report(gateway.callback_complete(job_run_id, token, result))
 
     @post("/fail", operation_id="fail-job-run", opt=BY_TOKEN)
     async def fail(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
-        token = _token(request)
+        token = _token(request, job_run_id)
         fields = Fields(await read_json(request))
         error = fields.text("error", max_chars=MAX_ERROR, required=True) or ""
         final = fields.flag("final")
         fields.check()
         gateway = api_of(request).gateway
-        return await _report(request, gateway.callback_fail(job_run_id, token, error, final=final))
+        return await _report(gateway.callback_fail(job_run_id, token, error, final=final))
 
     @post("/heartbeat", operation_id="heartbeat-job-run", opt=BY_TOKEN)
     async def heartbeat(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
-        token = _token(request)
+        token = _token(request, job_run_id)
         await read_json(request)
         gateway = api_of(request).gateway
-        return await _report(request, gateway.callback_heartbeat(job_run_id, token))
+        return await _report(gateway.callback_heartbeat(job_run_id, token))
 
     @post("/progress", operation_id="report-job-run-progress", opt=BY_TOKEN)
     async def progress(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
-        token = _token(request)
+        token = _token(request, job_run_id)
         fields = Fields(await read_json(request))
         percent = fields.number("percent", 0, 100)
         if fields.take("percent") is None:
@@ -82,13 +84,11 @@ class CallbacksController(Controller):
         message = fields.text("message", max_chars=MAX_MESSAGE)
         fields.check()
         gateway = api_of(request).gateway
-        return await _report(
-            request, gateway.callback_progress(job_run_id, token, percent or 0.0, message)
-        )
+        return await _report(gateway.callback_progress(job_run_id, token, percent or 0.0, message))
 
     @post("/log", operation_id="log-job-run", opt=BY_TOKEN)
     async def log(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
-        token = _token(request)
+        token = _token(request, job_run_id)
         fields = Fields(await read_json(request))
         level = fields.text("level", max_chars=16, required=True) or ""
         level = OTHER_LEVELS.get(level, level)
@@ -100,4 +100,4 @@ class CallbacksController(Controller):
             fields.problems.append(f"data: must be at most {MAX_ERROR} bytes of JSON")
         fields.check()
         gateway = api_of(request).gateway
-        return await _report(request, gateway.callback_log(job_run_id, token, level, message, data))
+        return await _report(gateway.callback_log(job_run_id, token, level, message, data))
