@@ -1,0 +1,123 @@
+"""The OpenAPI document, the reference page, health and metrics."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.blackbox.api import Api, Json, approval
+from tests.blackbox.rest import JSON, operations
+
+SEED = {
+    "list-workflow-runs": ("GET", "/v1/workflow-runs"),
+    "get-workflow-run": ("GET", "/v1/workflow-runs/{workflowRunID}"),
+    "cancel-workflow-run": ("DELETE", "/v1/workflow-runs/{workflowRunID}"),
+    "list-workflow-run-steps": ("GET", "/v1/workflow-runs/{workflowRunID}/steps"),
+    "pause-workflow-run": ("POST", "/v1/workflow-runs/{workflowRunID}/pause"),
+    "resume-workflow-run": ("POST", "/v1/workflow-runs/{workflowRunID}/resume"),
+    "retry-workflow-run": ("POST", "/v1/workflow-runs/{workflowRunID}/retry"),
+    **{
+        f"{operation}-workflow-{noun}": (
+            "POST",
+            f"/v1/workflow-runs/{{workflowRunID}}/steps/{{stepRef}}/{path}",
+        )
+        for operation, noun, path in (
+            ("approve", "step", "approve"),
+            ("skip", "step", "skip"),
+            ("force-complete", "step", "force-complete"),
+            ("retry", "step", "retry"),
+            ("replay", "subtree", "replay-subtree"),
+        )
+    },
+    "bulk-cancel-workflow-runs": ("POST", "/v1/workflow-runs/bulk-cancel"),
+    "bulk-replay-workflow-runs": ("POST", "/v1/workflow-runs/bulk-replay"),
+}
+
+
+def test_the_document_is_valid_openapi(api: Api) -> None:
+    try:
+        validator: Any = import_module("openapi_spec_validator")
+    except ModuleNotFoundError:
+        pytest.skip("openapi-spec-validator is not installed")
+    document: Json = api.get("/reference/openapi.json")
+    assert document["openapi"].startswith("3.1.")
+    validator.validate(document)
+
+
+def test_the_operations_of_the_seed_have_their_names(api: Api) -> None:
+    found = {o.doc["operationId"]: o for o in operations(api)}
+    for name, (method, path) in SEED.items():
+        operation = found[name]
+        assert (operation.method, operation.path) == (method, path)
+        in_path = {p["name"] for p in operation.doc["parameters"] if p.get("in") == "path"}
+        assert in_path == set(re.findall(r"\{(\w+)\}", path))
+        assert "security" not in operation.doc, "the bearer scheme of the whole document holds"
+    assert len({o.doc["operationId"] for o in operations(api, "/")}) == len(
+        list(operations(api, "/"))
+    )
+
+
+def test_every_operation_names_every_status(api: Api) -> None:
+    for operation in operations(api):
+        statuses = set(operation.doc["responses"])
+        what = f"{operation.method} {operation.path}: {sorted(statuses)}"
+        assert {"401", "403", "406", "429", "500", "503"} <= statuses, what
+        if operation.method in {"POST", "PATCH"}:
+            assert {"400", "413", "415", "422"} <= statuses, what
+        if "{" in operation.path:
+            assert "404" in statuses, what
+
+
+def test_a_list_is_documented_in_all_its_forms(api: Api) -> None:
+    for operation in operations(api):
+        if operation.method != "GET" or "cursor" not in {
+            p.get("name") for p in operation.doc["parameters"]
+        }:
+            continue
+        schema: Json = operation.doc["responses"]["200"]["content"][JSON]["schema"]
+        forms = [form["type"] for form in schema.get("anyOf", [schema])]
+        always_page = operation.doc["operationId"] in {
+            "list-api-keys",
+            "list-quarantined-runs",
+            "list-workflow-run-events",
+            "list-workflow-versions",
+            "list-approvals",
+        }
+        assert forms == (["object"] if always_page else ["array", "object"]), operation.path
+
+
+def test_the_reference_loads_nothing_from_another_host(api: Api) -> None:
+    page = httpx.get(f"{api.server.url}/reference")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    loads = re.findall(
+        r"""<(?:script|link|img|iframe|object|embed|source)\b[^>]*?(?:src|href|data)=["']?([^"'\s>]+)"""
+        r"""|@import\s+["']?([^"'\s;]+)|url\(["']?([^"')]+)""",
+        page.text,
+    )
+    for found in loads:
+        assert not re.match(r"(?:[a-z]+:)?//", "".join(found)), found
+
+
+def test_health_needs_no_key_and_metrics_do(api: Api) -> None:
+    url = api.server.url
+    assert httpx.get(f"{url}/health").json()["status"] == "ok"
+    assert httpx.get(f"{url}/health/ready").status_code == 200
+    assert httpx.get(f"{url}/metrics").status_code == 401
+    metrics = api.request("GET", "/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in metrics.text.splitlines():
+        assert re.match(r'# (HELP|TYPE) \w+ .+|\w+(\{(\w+="[^"]*",?)*\})? [-+0-9.e]+\Z', line), line
+
+
+def test_metrics_have_no_label_of_a_callers_making(api: Api) -> None:
+    run_id = api.start(approval("a"))
+    api.request("GET", "/v1/a-path-of-mine")
+    text = api.request("GET", "/metrics").text
+    assert "a-path-of-mine" not in text
+    assert run_id not in text
