@@ -52,6 +52,11 @@ class Counter(Metric):
     def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
         super().__init__(name, help_text, labels)
         self._values: dict[_Labels, float] = {} if labels else {(): 0.0}
+        self._ask: Callable[[], float] | None = None
+
+    def ask(self, function: Callable[[], float]) -> None:
+        """Take the value from `function`, which counts itself; for a counter without labels."""
+        self._ask = function
 
     def inc(self, *labels: str, by: float = 1.0) -> None:
         key = self._admit(labels, self._values)
@@ -61,6 +66,9 @@ class Counter(Metric):
         return self._values.get(labels, 0.0)
 
     def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        if self._ask is not None:
+            yield self.name, {}, self._ask()
+            return
         for values, value in self._values.items():
             yield self.name, self._named(values), value
 

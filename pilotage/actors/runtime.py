@@ -33,6 +33,7 @@ from pilotage.actors.housekeeping import Housekeeping
 from pilotage.actors.kernel import Clock, LoopDispatcher, SystemClock, Timers
 from pilotage.actors.messages import Answer, QuarantinedError
 from pilotage.actors.metrics import Counter, Metrics
+from pilotage.actors.observed import observe
 from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.recover import recover
 from pilotage.actors.services import Services, TimerKey
@@ -202,6 +203,14 @@ class Runtime:
         self.services.directory = self.supervisor
         self.services.hub = self.hub
         self.services.start_child = self.creation.child
+        observe(
+            self.metrics,
+            supervisor=self.supervisor,
+            executors=self.executors,
+            timers=self.timers,
+            dispatcher=self.dispatcher,
+            writer=self.writer,
+        )
 
     def _make_doors(self, tokens: RunTokens) -> None:
         """What starts runs by itself, what looks after the store, and what others come in by."""

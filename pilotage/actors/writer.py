@@ -72,6 +72,8 @@ class Writer:
         self.healthy = True
         self.batches = 0
         self.writes = 0
+        self.on_batch: Callable[[int], object] | None = None
+        """Told of each batch that was answered how many runs were in it."""
         self.last_error: str | None = None
 
     def start(self) -> None:
@@ -166,6 +168,8 @@ class Writer:
             self.is_back()
             self.batches += 1
             self.writes += len(writes)
+            if self.on_batch is not None:
+                self.on_batch(len(writes))
             if Verdict.FENCED in verdicts and not self._fenced:
                 self._fenced = True
                 self._on_fenced()

@@ -65,6 +65,8 @@ class Timers(Generic[K]):
         self._closed = False
         self.failed = 0
         """Callbacks that raised; each is logged, and the others fire all the same."""
+        self.on_late: Callable[[int], object] | None = None
+        """Told of each timer that fires by how many milliseconds it is late."""
 
     def __len__(self) -> int:
         """How many timers are pending."""
@@ -118,6 +120,7 @@ class Timers(Generic[K]):
         monotonic = self._clock.monotonic
         until = monotonic() + SLICE_SECS
         beyond = (now_ms + 1) << _SEQ_BITS
+        on_late = self.on_late
         fired = 0
         self._firing = True
         try:
@@ -130,6 +133,8 @@ class Timers(Generic[K]):
                 if self._live.get(key) is entry:
                     del self._live[key]
                     fired += 1
+                    if on_late is not None:
+                        on_late(now_ms - (entry[0] >> _SEQ_BITS))
                     self._fire(key, entry[2])
                 if looked_at % CHECK_EVERY == 0 and monotonic() > until:
                     break

@@ -19,7 +19,7 @@ from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.insight import Explanation, explain
 from pilotage.runtime.status import ExecutionMode
 from pilotage.runtime.validation_jobs import ParsedJob
-from tests.integration.actors.rig import PROJECT, Rig, rig
+from tests.integration.actors.rig import PROJECT, Rig, gate, rig
 from tests.integration.executors.peers import Peer
 from tests.support.waiting import wait_until
 
@@ -152,3 +152,29 @@ async def test_a_thread_that_does_not_stop_keeps_its_jobs_slot(
     finally:
         let_go.set()
         await world.stop()
+
+
+async def test_metrics_tell_what_the_parts_do(world: Rig) -> None:
+    def shown() -> dict[str, float]:
+        lines = [n for n in world.runtime.metrics.text().splitlines() if not n.startswith("#")]
+        return {name: float(value) for name, value in (n.rsplit(" ", 1) for n in lines)}
+
+    nap = {"step_ref": "nap", "step_type": "sleep", "sleep_duration_secs": 0.02}
+    flow = await world.workflow("w", [nap, gate("a")])
+    run = await world.trigger(flow)
+    await world.until_step(run, "nap", "completed")
+    await world.began_all("a")
+    now = shown()
+    assert now["pilotage_runs_in_memory"] == 1
+    assert now["pilotage_attempts_in_progress"] == 1
+    assert now["pilotage_attempts_waiting"] == now["pilotage_abandoned_threads"] == 0
+    assert now["pilotage_timers_pending"] == 1  # the timeout of the attempt
+    assert now["pilotage_timer_lateness_seconds_count"] == 1
+    assert now["pilotage_store_healthy"] == 1
+    assert now["pilotage_mailbox_refused_total"] == now["pilotage_actor_crashes_total"] == 0
+    assert now["pilotage_writer_batches_total"] == now["pilotage_writer_batch_runs_count"] >= 2
+    assert now["pilotage_writer_writes_total"] == now["pilotage_writer_batch_runs_sum"]
+    world.let("a")
+    await world.until(run, "completed")
+    await wait_until(lambda: shown()["pilotage_runs_in_memory"] == 0, "the run left memory")
+    assert shown()["pilotage_attempts_in_progress"] == 0
