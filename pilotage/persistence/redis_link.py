@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
+import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
@@ -124,6 +125,7 @@ class RedisLink:
             retry_on_error=list(retry_on_error),
             protocol=2,
         )
+        pool.connection_class = _packing(pool.connection_class)
         return Redis.from_pool(pool)
 
     async def close(self) -> None:
@@ -195,6 +197,21 @@ class RedisLink:
                 "last snapshot, if it makes any; set appendonly yes",
                 _masked(self.url),
             )
+
+
+def _packing(connection_class: Any) -> Any:
+    """The same connection, with commands encoded by hiredis: 2.5 µs instead of 17 for a commit
+    of one run. The asyncio client does it in Python.
+    """
+
+    class Packing(connection_class):  # type: ignore[misc]
+        def pack_command(self, *words: Argument | float) -> list[bytes]:
+            name = words[0]
+            if isinstance(name, str) and " " in name:  # such as CLIENT SETINFO
+                words = (*name.split(), *words[1:])
+            return [hiredis.pack_command(words)]  # type: ignore[arg-type]
+
+    return Packing
 
 
 def unsuitable(info: Mapping[str, Any]) -> list[str]:
