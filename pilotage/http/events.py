@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated
 
 import msgspec
@@ -66,7 +67,7 @@ class EventsController(Controller):
 
         async def act(_: Idempotency | None) -> Answer:
             receipt = await gateway.send_event(
-                project_id, key, payload, int(buffer_secs or 0), actor=by.name
+                project_id, key, payload, ceil(buffer_secs or 0), actor=by.name
             )
             expires = receipt.expires_at_ms
             sent = EventSent(

@@ -114,6 +114,11 @@ def test_events_filters_and_references_stop_at_the_project(api: Api) -> None:
     stranger.close()
 
 
+def test_a_fraction_of_a_second_is_long_enough_to_keep_an_event(api: Api) -> None:
+    body = {"project_id": api.project, "buffer_secs": 0.5}
+    assert api.post("/v1/events/k/send", body)["buffered"] is True
+
+
 def test_a_key_is_shown_once_and_refused_once_revoked(api: Api) -> None:
     made = key_of(api, api.project, "workflows:read")
     assert re.fullmatch(r"plt_[A-Za-z0-9_-]{43}", made["key"])
