@@ -32,7 +32,8 @@ async def running(**jobs: Callable[..., Any]) -> AsyncGenerator[Runtime]:
     for name, job in jobs.items():
         registry.register(job, name=name, inline=name.startswith("inline_"))
     with tempfile.TemporaryDirectory() as folder:
-        runtime = Runtime(settings=Settings(data_dir=Path(folder)), registry=registry)
+        settings = Settings(data_dir=Path(folder), allow_private_endpoints=True)
+        runtime = Runtime(settings=settings, registry=registry)
         await runtime.start()
         try:
             yield runtime
@@ -40,8 +41,11 @@ async def running(**jobs: Callable[..., Any]) -> AsyncGenerator[Runtime]:
             await runtime.stop(0)
 
 
-async def make_workflow(runtime: Runtime, name: str, steps: list[dict[str, Any]]) -> Workflow:
-    parsed = await runtime.catalog.parse_workflow(PROJECT, {"name": name, "steps": steps})
+async def make_workflow(
+    runtime: Runtime, name: str, steps: list[dict[str, Any]], **rest: Any
+) -> Workflow:
+    definition = {"name": name, "steps": steps, **rest}
+    parsed = await runtime.catalog.parse_workflow(PROJECT, definition)
     return await runtime.catalog.create_workflow(parsed, project_id=PROJECT, created_by="bench")
 
 
