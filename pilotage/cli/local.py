@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,17 @@ from pilotage.cli.wfformat import WFFORMAT_JOB
 from pilotage.deploy import put_job, put_workflow
 from pilotage.local import LocalRuntime, Run, put_app
 from pilotage.runtime.jsonvalues import is_array, is_object
-from pilotage.runtime.status import TERMINAL_RUN
+from pilotage.runtime.status import TERMINAL_RUN, StepStatus, WaitingFor
+from pilotage.runtime.views import StepView
 from pilotage.settings import Settings
 
 LOOK_SECS = 0.1
 GRACE_SECS = 2.0
 """What attempts get when the command is interrupted."""
 TERMINATED = 143  # 128 + SIGTERM, as shells have it
+QUIET_SECS = 1.0
+"""Without news for so long it is looked whether any can come."""
+_OUTSIDE = frozenset({WaitingFor.APPROVAL, WaitingFor.EVENT})
 _BATCH = 1_000
 _SHARE = 5
 """Looking at a large run takes its time; no more than a fifth of the loop's goes into it."""
@@ -184,11 +188,29 @@ def _until_terminated() -> Generator[None, None, None]:
         loop.remove_signal_handler(signal.SIGTERM)
 
 
+def say_if_stuck(steps: Sequence[StepView]) -> bool:
+    """Tell when only somebody outside could move the run, and nobody can reach it in here."""
+    waits = {step.step_ref: step.waiting_for for step in steps if step.waiting_for is not None}
+    if any(step.status is StepStatus.RUNNING for step in steps):
+        return False
+    outside = [ref for ref, wait in waits.items() if wait in _OUTSIDE]
+    if not outside or set(waits.values()) - {*_OUTSIDE, WaitingFor.DEPENDENCIES}:
+        return False
+    print(
+        f"note: {', '.join(outside)} can be decided on a server only (pilotage dev, then apply "
+        "and trigger); here only a timeout ends the waiting, or Ctrl-C",
+        file=sys.stderr,
+    )
+    return True
+
+
 async def follow(local: LocalRuntime, run: Run, progress: Progress) -> dict[str, Any]:
     """Show a run of this process until it has ended; the run as it was then."""
     gateway = local.actors.gateway
     clock = asyncio.get_running_loop().time
     seq = 0
+    hinted = False
+    news_at = clock()
     while True:
         began = clock()
         # The run first: what is read after it was terminal contains its last items.
@@ -201,6 +223,9 @@ async def follow(local: LocalRuntime, run: Run, progress: Progress) -> dict[str,
             progress.steps(view, steps)
         if items:
             seq = int(items[-1]["seq"])
+            news_at = clock()
+        elif not hinted and clock() - news_at > QUIET_SECS:
+            hinted = say_if_stuck(await run.steps())
         if len(items) == _BATCH:
             continue
         if view["status"] in TERMINAL_RUN:

@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
 
 
 COMMANDS: dict[str, Lazy] = {
-    "serve": Lazy("pilotage.cli.serve:serve", "API, dashboard and actors in one process."),
+    "serve": Lazy("pilotage.cli.serve:serve", "API and actors in one process."),
     "dev": Lazy("pilotage.cli.dev:dev", "Serve for development: reload, pretty log, local key."),
     "demo": Lazy("pilotage.cli.demo:demo", "Start a server, run an example and show it live."),
     "run": Lazy("pilotage.cli.local:run", "Run one workflow from a file, in this process."),
@@ -75,6 +75,9 @@ COMMANDS: dict[str, Lazy] = {
         "pilotage.cli.workflows:trigger", "Start a run of a workflow, named by its id or slug."
     ),
     "runs": Lazy("pilotage.cli.runs:runs", "Look at runs and steer them."),
+    "send-event": Lazy(
+        "pilotage.cli.events:send_event", "Send an event to every step that waits for it."
+    ),
     "workflows": Lazy("pilotage.cli.workflows:workflows", "Look at workflows and delete them."),
     "jobs": Lazy("pilotage.cli.workflows:jobs", "Look at jobs."),
     "keys": Lazy("pilotage.cli.keys:keys", "Create, list and revoke API keys."),

@@ -90,7 +90,7 @@ def set_up(settings: Settings) -> None:
 @click.option("--app", "target", metavar="MODULE:APP", help="Python jobs and workflows to serve.")
 @click.option("--print-config", "show", is_flag=True, help="Say what holds and where it is from.")
 def serve(*, target: str | None, show: bool, **flags: Any) -> int:
-    """API, dashboard and actors in one process.
+    """API and actors in one process.
 
     Settings come from options, PILOTAGE_… variables and pilotage.toml, in this order. Without an
     admin key (PILOTAGE_ADMIN_KEY) one is made and printed, on a loopback address only.

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from pilotage import Fail, JobContext, Pilotage, approval, step
+from pilotage import Fail, JobContext, Pilotage, approval, step, wait_for_event
 
 app = Pilotage()
 
@@ -46,6 +46,13 @@ review = app.workflow(
     steps=[
         approval("decide", approvers=["mira", "ops"], timeout="4h"),
         step("after", job=echo, after="decide"),
+    ],
+)
+paid = app.workflow(
+    "paid",
+    steps=[
+        wait_for_event("payment", "payment/{{ payload.order }}"),
+        step("say", job=echo, after="payment"),
     ],
 )
 broken = app.workflow(

@@ -67,7 +67,7 @@ def test_dev_serves_an_app_until_a_signal(
     assert invoke(["dev", "tests.cli.flows:app", "--no-reload", "--port", "0"]) == 0
     thread.join()
     assert problems == []
-    assert "serving tests.cli.flows:app: 3 job(s), 4 workflow(s)" in capsys.readouterr().out
+    assert "serving tests.cli.flows:app: 3 job(s), 5 workflow(s)" in capsys.readouterr().out
     assert not url_file.exists()
 
 

@@ -13,6 +13,7 @@ from pilotage.cli.errors import FAILED, USAGE
 from pilotage.cli.root import invoke
 from tests.cli.server import ROOT, CliProcess
 from tests.cli.test_root import run_cli
+from tests.support.waiting import wait_until_sync
 
 APP = ("--app", "tests.cli.flows:app")
 
@@ -96,6 +97,31 @@ def test_a_file_that_is_wrong_is_refused(
     for word in words:
         assert word in err
     assert "Traceback" not in err
+
+
+def test_a_run_that_waits_for_somebody_outside_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "flow.yaml"
+    file.write_text(
+        "slug: flow\n"
+        "steps:\n"
+        "  - {step_ref: ask, type: approval}\n"
+        "  - {step_ref: then, job_id: echo, depends_on: [ask]}\n"
+    )
+    log = tmp_path / "log"
+    process = CliProcess("run", str(file), *APP, log=log)
+    wait_until_sync(lambda: "ask can be decided on a server only" in log.read_text(), "it says so")
+    assert process.stop(signal.SIGINT) == 130
+
+
+def test_jobs_of_the_file_are_taken_and_brought_up_to_date(tmp_path: Path) -> None:
+    file = tmp_path / "flow.yaml"
+    for attempts in (1, 2, 2):
+        file.write_text(
+            "slug: flow\n"
+            f"jobs: [{{slug: echo, execution_mode: python, max_attempts: {attempts}}}]\n"
+            "steps: [{step_ref: a, job_id: echo}]\n"
+        )
+        assert invoke(["run", str(file), *APP, "--data-dir", str(tmp_path / "data")]) == 0
 
 
 def test_a_recording_is_replayed_at_scale(

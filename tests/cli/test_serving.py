@@ -214,6 +214,20 @@ def test_dev_keeps_its_key_where_the_cli_finds_it_and_reloads(tmp_path: Path) ->
     assert away.returncode == 5
 
 
+def test_a_reloader_that_is_killed_leaves_no_server_behind(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE.format(word="one"))
+    process = CliProcess(
+        "dev", "mine:app", "--port", "0",
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, log=tmp_path / "log",
+    )  # fmt: skip
+    process.read_until("serving mine:app")
+    url_file = tmp_path / ".pilotage" / "dev-url"
+    assert url_file.exists()
+    process.process.kill()
+    wait_until_sync(lambda: not url_file.exists(), "the server has ended")
+    process.stop()
+
+
 def test_dev_waits_for_a_module_to_be_mended(tmp_path: Path) -> None:
     module = tmp_path / "mine.py"
     module.write_text("this is not Python\n")

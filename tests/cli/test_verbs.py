@@ -229,6 +229,42 @@ def test_pin_and_unpin(cli: Cli) -> None:
     assert "pinned" not in cli("runs", "show", run_id).item
 
 
+def test_send_an_event_to_those_who_wait_and_keep_one_for_those_who_will(cli: Cli) -> None:
+    run_id = start(cli, "paid", order="A/1")
+    wait_until_sync(
+        lambda: step_of(cli, run_id, "payment").get("waiting_for") == "event", "it waits"
+    )
+    sent = cli("send-event", "payment/A/1", "--payload", '{"cents": 5}').item
+    assert (sent["delivered"], sent["buffered"]) == (1, False)
+    cli("runs", "watch", run_id)
+    assert step_of(cli, run_id, "payment")["output"] == {"cents": 5}
+    kept = cli("send-event", "payment/A/2", "--keep", "60").item
+    assert (kept["delivered"], kept["buffered"]) == (0, True)
+    cli("runs", "watch", start(cli, "paid", order="A/2"))
+
+
+def test_the_same_as_tables(cli: Cli, monkeypatch: pytest.MonkeyPatch, gate: Path) -> None:
+    """What a terminal gets; the details of its look are in test_terminal."""
+    monkeypatch.setenv("COLUMNS", "160")
+    run_id = start(cli, "held", gate=str(gate))
+    assert "held" in cli("runs", "list", "--table").out
+    assert "version 1" in cli("runs", "show", run_id, "--table").out
+    assert "gate" in cli("runs", "explain", run_id, "--table").out
+    assert "started" in cli("runs", "events", run_id, "--table").out
+    assert "paused" in cli("runs", "pause", run_id, "--table").out
+    would = cli("runs", "skip", run_id, "gate", "--reason", "r", "--dry-run", "--table").out
+    assert "would be skipped: gate" in would
+    assert "nothing was changed" in cli("runs", "cancel", run_id, "--dry-run", "--table").out
+    assert "canceled" in cli("runs", "cancel", run_id, "--table").out
+    assert "pending" in cli("trigger", "greet", "--delay", "3600", "--table").out
+    assert "greet" in cli("workflows", "list", "--table").out
+    assert "mira, ops" in cli("workflows", "show", "review", "--table").out
+    assert "payment/" in cli("workflows", "show", "paid", "--table").out
+    assert "plt_" in cli("keys", "create", "table", "--scope", "jobs:read", "--table").out
+    assert "never" in cli("keys", "list", "--table").out
+    assert "no step waits" in cli("send-event", "nobody", "--table").out
+
+
 # --- what is not there, or not allowed -----------------------------------------------------------
 
 
