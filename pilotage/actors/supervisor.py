@@ -241,13 +241,10 @@ class Supervisor:
             return
         try:
             ref.tell(message)
-        except MailboxFullError:
-            loop = asyncio.get_running_loop()
-            loop.call_later(NOTIFY_RETRY_SECS, self.notify, run_id, message)
-        except ActorDeadError:
-            loop = asyncio.get_running_loop()
+        except (MailboxFullError, ActorDeadError):
             if not self._closing:
-                loop.call_soon(self.notify, run_id, message)
+                loop = asyncio.get_running_loop()
+                loop.call_later(NOTIFY_RETRY_SECS, self.notify, run_id, message)
 
     # --- coming and going ----------------------------------------------------------------------
 
