@@ -65,8 +65,8 @@ class CliProcess:
 class Server:
     """`pilotage serve` with the app of `flows.py` on a free port."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *more: str) -> None:
+        self._more = more
         self.data_dir = folder / "data"
         self.log = folder / "server.log"
         self.url = ""
@@ -84,7 +84,7 @@ class Server:
     def start(self, port: str = "0") -> None:
         self._running = CliProcess(
             "serve", "--port", port, "--data-dir", str(self.data_dir),
-            "--app", "tests.cli.flows:app",
+            "--app", "tests.cli.flows:app", *self._more,
             env={"PILOTAGE_ADMIN_KEY": ADMIN_KEY}, log=self.log,
         )  # fmt: skip
         self.url = self._running.read_until("listening on ").split()[-1]

@@ -172,6 +172,28 @@ def test_a_data_directory_has_one_server(own: Server) -> None:
     assert own.stop() == 0
 
 
+def test_a_store_of_ones_own_has_one_server_and_is_taken_over_when_it_is_killed(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    redis = ("--redis-url", valkey_url, "--lease-secs", "1")
+    first = Server(tmp_path, *redis)
+    first.start()
+    try:
+        run_id = first.trigger("held", gate=str(tmp_path / "gate"))
+        refused = run_cli("serve", "--port", "0", *redis)
+        assert refused.returncode == FAILED
+        assert "another server owns this store" in refused.stderr.splitlines()[-1]
+        first.stop(signal.SIGKILL)
+        first.start()
+        (tmp_path / "gate").touch()
+        first.wait_for(run_id, "completed")
+        assert first.stop() == 0
+    finally:
+        if first.running:
+            first.stop(signal.SIGKILL)
+    assert not (tmp_path / "data").exists(), "nothing is kept here"
+
+
 # --- dev -----------------------------------------------------------------------------------------
 
 MODULE = """
