@@ -291,29 +291,7 @@ def test_a_slug_is_used_once() -> None:
         app.workflow("flow", steps=[sleep("s", 1)])
 
 
-def test_python_and_file_mean_the_same(tmp_path: Path) -> None:
-    app = Pilotage()
-    charge = app.job(name="charge")(job)
-    made = app.workflow(
-        "orders",
-        name="Orders",
-        timeout="1h",
-        max_parallel_steps=2,
-        tags={"team": "shop"},
-        steps=[
-            step("charge", job=charge, timeout="30s", max_attempts=5, retry_backoff="fixed",
-                 retry_initial_delay=0.5, retry_max_delay=timedelta(minutes=1),
-                 payload={"cents": "{{ payload.cents }}"}, output_transform="id",
-                 concurrency_key="card", on_failure="continue", event_emit_key="charged"),
-            approval("review", after="charge", approvers=["ops"], timeout="4h",
-                     condition={"type": "gt", "left": "{{ payload.cents }}", "right": 1}),
-            wait_for_event("paid", "paid/{{ run.id }}", after=["charge", "review"], timeout=60),
-            sleep("window", timedelta(seconds=1.5), after="paid"),
-            sub_workflow("audit", "audits", after="window", max_nesting_depth=2),
-        ],
-    )  # fmt: skip
-    file = tmp_path / "orders.yaml"
-    file.write_text("""
+ORDERS_YAML = """
 name: Orders
 slug: orders
 timeout_secs: 3600
@@ -353,7 +331,32 @@ steps:
     sub_workflow_id: audits
     max_nesting_depth: 2
     depends_on: [window]
-""")
+"""
+
+
+def test_python_and_file_mean_the_same(tmp_path: Path) -> None:
+    app = Pilotage()
+    charge = app.job(name="charge")(job)
+    made = app.workflow(
+        "orders",
+        name="Orders",
+        timeout="1h",
+        max_parallel_steps=2,
+        tags={"team": "shop"},
+        steps=[
+            step("charge", job=charge, timeout="30s", max_attempts=5, retry_backoff="fixed",
+                 retry_initial_delay=0.5, retry_max_delay=timedelta(minutes=1),
+                 payload={"cents": "{{ payload.cents }}"}, output_transform="id",
+                 concurrency_key="card", on_failure="continue", event_emit_key="charged"),
+            approval("review", after="charge", approvers=["ops"], timeout="4h",
+                     condition={"type": "gt", "left": "{{ payload.cents }}", "right": 1}),
+            wait_for_event("paid", "paid/{{ run.id }}", after=["charge", "review"], timeout=60),
+            sleep("window", timedelta(seconds=1.5), after="paid"),
+            sub_workflow("audit", "audits", after="window", max_nesting_depth=2),
+        ],
+    )  # fmt: skip
+    file = tmp_path / "orders.yaml"
+    file.write_text(ORDERS_YAML)
     assert made.definition == load_definition(file).workflow
 
 
