@@ -123,7 +123,7 @@ def _attempt(n: int) -> Attempt:
 async def _bare(url: str, count: int) -> float:
     """POSTs a second of a loop around the client alone."""
     clock, tokens = SystemClock(), RunTokens(secrets.token_bytes(32))
-    headers = HttpExecutor(tokens, clock)._headers(_attempt(0), JobSpec())  # noqa: SLF001
+    headers = HttpExecutor(tokens, clock).headers(_attempt(0), JobSpec())
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 

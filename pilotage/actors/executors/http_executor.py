@@ -218,7 +218,7 @@ class HttpExecutor:
         never sent again: the job may have begun, and whether to repeat it is the policy's to say.
         """
         session = self._session or self._open()
-        headers = self._headers(attempt, job)
+        headers = self.headers(attempt, job)
         timeout = aiohttp.ClientTimeout(
             total=attempt.timeout_secs + SAFETY_SECS,
             sock_connect=self._settings.connect_timeout_secs,
@@ -250,7 +250,8 @@ class HttpExecutor:
             self._threads, outcome_of_answer, answer, transform, now_secs
         )
 
-    def _headers(self, attempt: Attempt, job: JobSpec) -> dict[str, str]:
+    def headers(self, attempt: Attempt, job: JobSpec) -> dict[str, str]:
+        """What goes with the request (definitions.md), run token and signature included."""
         now_ms = self._clock.now_ms()
         headers = {
             "Content-Type": "application/json",
