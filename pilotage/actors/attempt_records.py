@@ -7,7 +7,14 @@ from collections.abc import Iterable
 import msgspec
 
 from pilotage.actors.executors.port import Logged, Progressed
-from pilotage.actors.job_runs import JobRunRecord, LogLine, Progress, add_log, shown_input
+from pilotage.actors.job_runs import (
+    Announced,
+    JobRunRecord,
+    LogLine,
+    Progress,
+    add_log,
+    shown_input,
+)
 from pilotage.runtime.effects import StartAttempt
 from pilotage.runtime.events import (
     Event,
@@ -70,9 +77,14 @@ class AttemptRecords:
             self._open = None
 
     def note(
-        self, step: int, attempt: int, note: Progressed | Logged, now: int, into: Changed
+        self,
+        step: int,
+        attempt: int,
+        note: Progressed | Logged | Announced,
+        now: int,
+        into: Changed,
     ) -> bool:
-        """Add progress or a log line; False if the attempt is not in progress."""
+        """Add progress, a log line or the promise of heartbeats; False if the attempt is over."""
         in_progress = self._open
         found = None if in_progress is None else in_progress.get(step)
         if in_progress is None or found is None or found[0] != attempt:
@@ -81,6 +93,8 @@ class AttemptRecords:
         if isinstance(note, Progressed):
             progress = Progress(note.percent, note.message)
             record = msgspec.structs.replace(record, progress=progress)
+        elif isinstance(note, Announced):
+            record = msgspec.structs.replace(record, heartbeat_secs=note.secs)
         else:
             record = add_log(record, LogLine(now, note.level, note.message, note.data))
         in_progress[step] = (attempt, record)

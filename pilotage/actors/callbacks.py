@@ -17,15 +17,15 @@ from pilotage.actors.errors import (
 )
 from pilotage.actors.executors.port import Logged, Progressed
 from pilotage.actors.executors.tokens import RunTokens
-from pilotage.actors.kernel import Clock, Timers
+from pilotage.actors.heartbeats import Heartbeats, in_progress
+from pilotage.actors.job_runs import Announced
+from pilotage.actors.kernel import Clock
 from pilotage.actors.messages import AttemptNote
-from pilotage.actors.services import TimerKey
 from pilotage.actors.supervisor import Supervisor
 from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command
 from pilotage.runtime.ids import Located, locate
 from pilotage.runtime.replies import Late
 from pilotage.runtime.state import RunState
-from pilotage.runtime.status import StepStatus
 from pilotage.runtime.transforms import TransformError, compile_transform
 
 
@@ -39,13 +39,13 @@ class Callbacks:
         catalog: Catalog,
         tokens: RunTokens,
         clock: Clock,
-        timers: Timers[TimerKey],
+        heartbeats: Heartbeats,
     ) -> None:
         self._supervisor = supervisor
         self._catalog = catalog
         self._tokens = tokens
         self._clock = clock
-        self._timers = timers
+        self._heartbeats = heartbeats
 
     def check(self, job_run_id: str, token: str) -> None:
         """`UnauthenticatedError` for who may not report, before anything else is looked at."""
@@ -99,24 +99,10 @@ class Callbacks:
         bound = job.spec.heartbeat_timeout_secs
         if bound is None:
             return
-
-        def missed(key: TimerKey) -> None:
-            del key
-            state = self._supervisor.published(where.run_id)
-            if state is None or not _in_progress(state, step, where.attempt):
-                return  # it ended otherwise
-            self._supervisor.notify(
-                where.run_id,
-                AttemptFailed(
-                    step=step,
-                    attempt=where.attempt,
-                    error=f"no heartbeat for {bound:g} s",
-                    error_class="heartbeat_timeout",
-                ),
-            )
-
-        key = (f"heartbeat {where.run_id} {where.attempt}", step)
-        self._timers.set(key, self._clock.now_ms() + round(bound * 1000), missed)
+        if not self._heartbeats.expected(where.run_id, step, where.attempt):
+            announced = AttemptNote(step=step, attempt=where.attempt, note=Announced(bound))
+            await self._supervisor.ask(where.run_id, announced)
+        self._heartbeats.expect(where.run_id, step, where.attempt, bound)
 
     async def progress(
         self, job_run_id: str, token: str, percent: float, message: str | None
@@ -149,7 +135,7 @@ class Callbacks:
             answer = await self._supervisor.command(where.run_id, command)
         except NotFoundError:
             raise GoneError("the run is over and was removed") from None
-        self._timers.cancel((f"heartbeat {where.run_id} {where.attempt}", step))
+        self._heartbeats.forget(where.run_id, step, where.attempt)
         if isinstance(answer.result, Late):
             raise _late(answer.state, step, answer.result.superseded)
 
@@ -157,14 +143,9 @@ class Callbacks:
         state = await self._supervisor.state(where.run_id)
         if state is None:
             raise GoneError("the run is over and was removed")
-        if not _in_progress(state, step, where.attempt):
+        if not in_progress(state, step, where.attempt):
             raise _late(state, step, state.step(step).attempt > where.attempt)
         return state
-
-
-def _in_progress(state: RunState, step: int, attempt: int) -> bool:
-    now = state.step(step)
-    return now.status is StepStatus.RUNNING and now.attempt == attempt
 
 
 def _late(state: RunState, step: int, superseded: bool) -> ConflictError | GoneError:  # noqa: FBT001

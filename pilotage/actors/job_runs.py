@@ -32,8 +32,16 @@ class LogLine(msgspec.Struct, frozen=True, array_like=True):
     data: bytes | None = None
 
 
+class Announced(msgspec.Struct, frozen=True, array_like=True):
+    """The job sends heartbeats: it has failed after so many seconds without one."""
+
+    secs: float
+
+
 class JobRunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One attempt as stored. `payload` and `result` are JSON text."""
+    """One attempt as stored. `payload` and `result` are JSON text; `heartbeat_secs`: it has
+    announced heartbeats.
+    """
 
     job: str
     status: JobRunStatus
@@ -48,6 +56,7 @@ class JobRunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     finished_at_ms: int | None = None
     next_retry_at_ms: int | None = None
     created_at_ms: int = 0
+    heartbeat_secs: float | None = None
 
 
 class LogView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

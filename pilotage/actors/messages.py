@@ -8,7 +8,7 @@ import msgspec
 
 from pilotage.actors.errors import ConflictError
 from pilotage.actors.executors.port import Logged, Progressed
-from pilotage.actors.job_runs import JobRunRecord
+from pilotage.actors.job_runs import Announced, JobRunRecord
 from pilotage.persistence.port import IdempotencyRecord
 from pilotage.runtime.commands import Command
 from pilotage.runtime.machine import Transition
@@ -36,11 +36,11 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptNote(msgspec.Struct, frozen=True, kw_only=True):
-    """Progress or a log line of an attempt."""
+    """Progress or a log line of an attempt, or that it sends heartbeats."""
 
     step: int
     attempt: int
-    note: Progressed | Logged
+    note: Progressed | Logged | Announced
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):

@@ -339,6 +339,11 @@ class RunActor(LoopActor):
         for attempt in attempts_in_progress(state):
             kept = message.records.get((attempt.step, attempt.attempt))
             self._records.begin(attempt, self._now(), kept)
+            secs = None if kept is None else kept.heartbeat_secs
+            if secs is not None and state.step(attempt.step).accepted:
+                # one that is dispatched again announces them again
+                run_id, step, number = state.id, attempt.step, attempt.attempt
+                self._services.heartbeats.expect(run_id, step, number, secs)
         self._do(recovery_effects(state, self._now()))
         self._outside.deliver_all(self._outbox or {})
         for lost in undeliverable(state):

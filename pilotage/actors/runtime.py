@@ -29,6 +29,7 @@ from pilotage.actors.executors.python_executor import PythonExecutor
 from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
 from pilotage.actors.executors.tokens import RunTokens
 from pilotage.actors.gateway import Gateway
+from pilotage.actors.heartbeats import Heartbeats
 from pilotage.actors.housekeeping import Housekeeping
 from pilotage.actors.kernel import Clock, LoopDispatcher, SystemClock, Timers
 from pilotage.actors.messages import Answer, QuarantinedError
@@ -202,6 +203,12 @@ class Runtime:
         )
         self.services.directory = self.supervisor
         self.services.hub = self.hub
+        self.services.heartbeats = Heartbeats(
+            directory=self.supervisor,
+            published=self.supervisor.published,
+            clock=clock,
+            timers=self.timers,
+        )
         self.services.start_child = self.creation.child
         observe(
             self.metrics,
@@ -246,7 +253,7 @@ class Runtime:
                 catalog=self.catalog,
                 tokens=tokens,
                 clock=clock,
-                timers=self.timers,
+                heartbeats=self.services.heartbeats,
             ),
             quarantine=Quarantine(
                 store=self.store,

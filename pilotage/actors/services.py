@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pilotage.actors.admission import Admission
 from pilotage.actors.event_hub import EventHub
@@ -15,6 +15,9 @@ from pilotage.runtime.commands import Command
 from pilotage.runtime.effects import StartChild
 from pilotage.runtime.state import RunState
 from pilotage.runtime.status import RunStatus
+
+if TYPE_CHECKING:
+    from pilotage.actors.heartbeats import Heartbeats
 
 TimerKey = tuple[str, int]
 """(run id, step index), step -1 for the run's own timer."""
@@ -55,4 +58,5 @@ class Services:
         # the rest refers back to the directory and is set when that exists
         self.directory: Directory
         self.hub: EventHub
+        self.heartbeats: Heartbeats
         self.start_child: Callable[[RunState, StartChild], Awaitable[None]]

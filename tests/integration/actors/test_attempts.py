@@ -12,14 +12,16 @@ import pytest
 from aiohttp import web
 
 from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.errors import GoneError, UnauthenticatedError
 from pilotage.actors.executors.breaker import Breaker
 from pilotage.actors.executors.http_executor import HttpExecutor
 from pilotage.actors.executors.job_context import JobContext
+from pilotage.actors.principal import ADMIN
 from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.insight import Explanation, explain
 from pilotage.runtime.status import ExecutionMode
 from pilotage.runtime.validation_jobs import ParsedJob
-from tests.integration.actors.rig import PROJECT, Rig, gate, rig
+from tests.integration.actors.rig import PROJECT, Rig, gate, noop, rig
 from tests.integration.executors.peers import Peer
 from tests.support.waiting import wait_until
 
@@ -178,3 +180,115 @@ async def test_metrics_tell_what_the_parts_do(world: Rig) -> None:
     await world.until(run, "completed")
     await wait_until(lambda: shown()["pilotage_runs_in_memory"] == 0, "the run left memory")
     assert shown()["pilotage_attempts_in_progress"] == 0
+
+
+async def taken_job_run(world: Rig, peer: Peer, flow: Workflow) -> tuple[str, str, str]:
+    """Run, job run and token of an attempt that a remote job has accepted."""
+    run = await world.trigger(flow)
+
+    async def taken() -> bool:
+        return (await world.step(run, "a")).accepted
+
+    await wait_until(taken, "the job has taken it")
+    headers = peer.requests[-1].headers
+    return run, headers["X-Run-ID"], headers["X-Run-Token"]
+
+
+async def later(_request: web.Request) -> web.StreamResponse:
+    return web.Response(status=202)
+
+
+async def test_announced_heartbeats_are_missed_after_a_crash_too(
+    web_world: Rig, peer: Peer
+) -> None:
+    world, peer.handler = web_world, later
+    flow = await web_job(world, peer, max_attempts=1, heartbeat_timeout_secs=0.3)
+    run, job_run, token = await taken_job_run(world, peer, flow)
+    silent, _, _ = await taken_job_run(world, peer, flow)
+    await world.gateway.callback_heartbeat(job_run, token)
+    await world.crash_and_start()
+    failed = await world.until(run, "failed")
+    assert "no heartbeat for 0.3 s" in (failed.vitals.error or "")
+    assert await world.status(silent) == "running"  # it has announced none
+    with pytest.raises(GoneError):
+        await world.gateway.callback_heartbeat(job_run, token)
+
+
+async def test_heartbeats_keep_an_attempt_and_its_token_is_good_after_a_crash(
+    web_world: Rig, peer: Peer
+) -> None:
+    world, peer.handler = web_world, later
+    flow = await web_job(world, peer, max_attempts=1, heartbeat_timeout_secs=0.4)
+    run, job_run, token = await taken_job_run(world, peer, flow)
+    await world.gateway.callback_heartbeat(job_run, token)
+    await world.crash_and_start()
+    began = time.monotonic()
+
+    async def beaten() -> bool:
+        await world.gateway.callback_heartbeat(job_run, token)
+        return time.monotonic() - began > 1.0
+
+    await wait_until(beaten, "it has sent heartbeats for more than its bound")
+    await world.gateway.callback_progress(job_run, token, 50, "half")
+    await world.gateway.callback_log(job_run, token, "info", "hello", b'{"n":1}')
+    with pytest.raises(UnauthenticatedError):
+        await world.gateway.callback_complete(job_run, token[:-2], b"1")
+    await world.gateway.callback_complete(job_run, token, b"[7]")
+    await world.until(run, "completed")
+    assert (await world.step(run, "a")).output == b"[7]"
+    shown = await world.gateway.job_run(job_run, ADMIN)
+    assert shown.progress is not None
+    assert shown.progress.percent == 50
+    assert [line.message for line in shown.logs or []] == ["hello"]
+    with pytest.raises(GoneError):
+        await world.gateway.callback_complete(job_run, token, b"[8]")
+    assert len(peer.requests) == 1  # nothing was dispatched again
+    await wait_until(lambda: len(world.runtime.timers) == 0, "no timer is left")
+
+
+async def test_a_job_that_blocks_delays_other_runs_by_less_than_100_ms(
+    valkey_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`time.sleep` and an endless loop in async jobs, while other runs of thread and inline jobs
+    come and go: how long each takes, against what it takes without them.
+    """
+    stop = threading.Event()
+
+    async def sleeper(_: dict[str, Any]) -> None:
+        while not stop.is_set():
+            time.sleep(0.05)
+
+    def spinner(_: dict[str, Any]) -> None:
+        while not stop.is_set():
+            pass
+
+    world = Rig(valkey_url, tmp_path)
+    world.registry.register(sleeper, name="sleeper")
+    world.registry.register(spinner, name="spinner")
+    world.registry.register(lambda _: None, name="thread")
+    await world.start()
+    try:
+        steps = [noop("a"), {"step_ref": "b", "job_id": "thread", "depends_on": ["a"]}]
+        others = await world.workflow("others", [*steps, noop("c", "b")])
+
+        async def took() -> list[float]:
+            found: list[float] = []
+            for _ in range(100):
+                began = time.perf_counter()
+                await world.until(await world.trigger(others), "completed")
+                found.append(time.perf_counter() - began)
+            return sorted(found)
+
+        alone = await took()
+        guilty = ["sleeper", "spinner"]
+        flow = await world.workflow("g", [{"step_ref": job, "job_id": job} for job in guilty])
+        run = await world.trigger(flow)
+        beside = await took()
+        assert beside[98] - alone[50] < 0.1, (alone[50], beside[50], beside[98])
+        await wait_until(lambda: "has blocked the job loop" in caplog.text, "the watchdog spoke")
+        assert f"job 'sleeper' (run {run}, step 'sleeper', attempt 1)" in caplog.text
+        stop.set()
+        await world.until(run, "completed")
+    finally:
+        stop.set()
+        await world.stop()
