@@ -147,7 +147,9 @@ async def _attempts(url: str, count: int) -> float:
     def report(what: ModeReport) -> None:
         nonlocal left
         if not isinstance(what, Completed):
-            over.set_exception(RuntimeError(str(what)))
+            if not over.done():
+                over.set_exception(RuntimeError(str(what)))
+            return
         left -= 1
         if begun < count:
             begin()

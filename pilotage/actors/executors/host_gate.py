@@ -7,8 +7,7 @@ waited longest goes out; if the host answers, all others follow.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from pilotage.actors.executors.breaker import Admission, Breaker
 from pilotage.actors.executors.port import AttemptKey
@@ -54,9 +53,8 @@ class HostGate:
         self._waiters: dict[str, dict[asyncio.Future[None], None]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    @asynccontextmanager
-    async def passed(self, host: str, key: AttemptKey) -> AsyncGenerator[Visit]:
-        """Wait until the host may be tried."""
+    async def enter(self, host: str, key: AttemptKey) -> Visit:
+        """Wait until the host may be tried. The visit is to be closed."""
         waited = False
         while (admission := self._breaker.admit(host, self._clock.monotonic())) is Admission.WAIT:
             self._held[key] = host
@@ -65,11 +63,7 @@ class HostGate:
                 await self._wait(host)
             finally:
                 del self._held[key]
-        visit = Visit(self, host, probe=admission is Admission.PROBE, waited=waited)
-        try:
-            yield visit
-        finally:
-            visit.close()
+        return Visit(self, host, probe=admission is Admission.PROBE, waited=waited)
 
     def why_held(self, key: AttemptKey) -> str | None:
         host = self._held.get(key)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -48,7 +46,6 @@ SAFETY_SECS = 5.0
 OFF_LOOP_BYTES = 64 << 10
 """A body larger than that is parsed in a thread."""
 _CHUNK_BYTES = 64 << 10
-_TRIES_ON_POOLED = 3
 
 
 class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,16 +56,6 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_connections_per_host: int = 2_048
     keepalive_secs: float = 4.0
     connect_timeout_secs: float = 10.0
-
-
-class _Request:
-    """Handed through aiohttp's tracing: on a pooled connection, and whether anything went out."""
-
-    __slots__ = ("reused", "sent")
-
-    def __init__(self) -> None:
-        self.reused = False
-        self.sent = False
 
 
 class HttpExecutor:
@@ -157,32 +144,31 @@ class HttpExecutor:
             return _bad_endpoint(str(error))
         if url.scheme not in {"http", "https"} or not url.host:
             return _bad_endpoint("it must be an absolute http or https URL")
-        async with (
-            self._gate.passed(host, attempt.key) as visit,
-            self._connection(host, attempt.key) as waited,
-        ):
-            if waited or visit.waited:
-                report(Begun())
-            answer = await self._answer(attempt, job, url, visit)
+        visit = await self._gate.enter(host, attempt.key)
+        try:
+            waited = await self._take_connection(host, attempt.key)
+            try:
+                if waited or visit.waited:
+                    report(Begun())
+                answer = await self._answer(attempt, job, url, visit)
+            finally:
+                self._connections.give(host)
+        finally:
+            visit.close()
         if not isinstance(answer, Answer):
             return answer
         return await self._judged(answer, attempt.output_transform)
 
-    @asynccontextmanager
-    async def _connection(self, host: str, key: AttemptKey) -> AsyncGenerator[bool]:
-        """Hold one of the connections that may be used at once; gives whether it had to wait."""
-        connections = self._connections
-        waited = not connections.try_take(host)
-        if waited:
-            self._queued[key] = host
-            try:
-                await connections.take(host)
-            finally:
-                del self._queued[key]
+    async def _take_connection(self, host: str, key: AttemptKey) -> bool:
+        """Take one of the connections that may be used at once; whether it had to wait for it."""
+        if self._connections.try_take(host):
+            return False
+        self._queued[key] = host
         try:
-            yield waited
+            await self._connections.take(host)
         finally:
-            connections.give(host)
+            del self._queued[key]
+        return True
 
     async def _answer(
         self, attempt: Attempt, job: JobSpec, url: URL, visit: Visit
@@ -213,32 +199,23 @@ class HttpExecutor:
         return answer
 
     async def _exchange(self, attempt: Attempt, job: JobSpec, url: URL) -> Answer:
-        """Post and read. A pooled connection that is found closed before anything was written is
-        no failure of the job: the request goes out on another one. Once a byte of it is out it is
-        never sent again: the job may have begun, and whether to repeat it is the policy's to say.
+        """Post and read. What went out is never sent again, not even if a pooled connection turns
+        out to be closed: the job may have begun, and whether to repeat it is the policy's to say.
+        Connections are not kept long enough for that to happen with common servers.
         """
         session = self._session or self._open()
-        headers = self.headers(attempt, job)
         timeout = aiohttp.ClientTimeout(
             total=attempt.timeout_secs + SAFETY_SECS,
             sock_connect=self._settings.connect_timeout_secs,
         )
-        for last in (*[False] * (_TRIES_ON_POOLED - 1), True):
-            request = _Request()
-            try:
-                async with session.post(
-                    url,
-                    data=attempt.input,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=timeout,
-                    trace_request_ctx=request,
-                ) as response:
-                    return await _read(response)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if last or request.sent or not request.reused:
-                    raise
-        raise AssertionError("the last try returns or raises")
+        async with session.post(
+            url,
+            data=attempt.input,
+            headers=self.headers(attempt, job),
+            allow_redirects=False,
+            timeout=timeout,
+        ) as response:
+            return await _read(response)
 
     async def _judged(self, answer: Answer, transform: str | None) -> HttpOutcome:
         now_secs = self._clock.now_ms() / 1000
@@ -285,13 +262,9 @@ class HttpExecutor:
             connector = GuardedConnector(
                 resolver=GuardedResolver(resolver), socket_factory=guarded_socket, **options
             )
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
-        trace.on_request_headers_sent.append(_note_sent)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),  # no job learns what another was given
-            trace_configs=[trace],
             trust_env=False,  # a proxy would do the resolving, past our address rules
         )
         return self._session
@@ -301,18 +274,6 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
     """What `X-Signature` carries: `v1=` and HMAC-SHA256 of `timestamp.body`, in hex."""
     message = timestamp.encode() + b"." + body
     return "v1=" + hmac.new(secret.encode(), message, hashlib.sha256).hexdigest()
-
-
-async def _note_reuse(
-    _session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    context.trace_request_ctx.reused = True
-
-
-async def _note_sent(
-    _session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestHeadersSentParams
-) -> None:
-    context.trace_request_ctx.sent = True
 
 
 async def _read(response: aiohttp.ClientResponse) -> Answer:

@@ -262,10 +262,13 @@ async def test_a_job_that_blocks_delays_other_runs_by_less_than_100_ms(
         while not stop.is_set():
             pass
 
+    def thread(_: dict[str, Any]) -> None:
+        """In a worker thread."""
+
     world = Rig(valkey_url, tmp_path)
     world.registry.register(sleeper, name="sleeper")
     world.registry.register(spinner, name="spinner")
-    world.registry.register(lambda _: None, name="thread")
+    world.registry.register(thread, name="thread")
     await world.start()
     try:
         steps = [noop("a"), {"step_ref": "b", "job_id": "thread", "depends_on": ["a"]}]
