@@ -38,6 +38,7 @@ from pilotage.runtime.status import StepStatus
 from pilotage.runtime.template_syntax import REF_PATTERN
 from pilotage.runtime.templates import (
     MAX_PROBLEMS,
+    Places,
     Scope,
     Template,
     UnresolvedPathError,
@@ -238,13 +239,21 @@ _NOTHING: _Node = _AnyOf(())
 
 
 class Condition:
-    """A compiled condition. Immutable, shared by all runs of a workflow version."""
+    """A compiled condition. Immutable, shared by all runs of a workflow version.
 
-    __slots__ = ("_node", "refs")
+    `places`: each step that it refers to, and the path where.
+    """
 
-    def __init__(self, node: _Node, refs: frozenset[str]) -> None:
+    __slots__ = ("_node", "places")
+
+    def __init__(self, node: _Node, places: Places) -> None:
         self._node = node
-        self.refs: frozenset[str] = refs
+        self.places: Places = places
+
+    @property
+    def refs(self) -> frozenset[str]:
+        """The steps that it refers to."""
+        return frozenset(ref for ref, _ in self.places)
 
     def evaluate(self, scope: Scope) -> bool:
         """Whether it holds; raises ConditionError that says where and why it cannot tell."""
@@ -259,7 +268,7 @@ class _Compiler:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.refs: set[str] = set()
+        self.places: list[tuple[str, str]] = []
         self.conditions = 0
         self.patterns = 0
 
@@ -356,14 +365,14 @@ class _Compiler:
             here = at_key(here, "value")
         template, problems = inspect_template(value, here)
         self.problems += problems
-        self.refs |= template.refs
+        self.places += template.places
         constant = template.is_constant and not problems
         return _Operand(here, template, literal=value if constant else msgspec.UNSET)
 
     def ref(self, obj: dict[str, Any], path: str) -> str:
         ref = obj.get("step_ref")
         if isinstance(ref, str) and REF_PATTERN.fullmatch(ref):
-            self.refs.add(ref)
+            self.places.append((ref, at_key(path, "step_ref")))
             return ref
         if "step_ref" in obj:
             self.report(at_key(path, "step_ref"), "must be a step_ref ([A-Za-z0-9_-]{1,128})")
@@ -415,7 +424,7 @@ def inspect_condition(obj: Any, path: str) -> tuple[Condition, list[str]]:
     """The compiled condition and its problems; it may be evaluated only if there are none."""
     compiler = _Compiler()
     node = compiler.condition(obj, path, depth=1)
-    return Condition(node, frozenset(compiler.refs)), compiler.problems
+    return Condition(node, tuple(compiler.places)), compiler.problems
 
 
 def check_condition(obj: Any, path: str) -> list[str]:

@@ -54,6 +54,10 @@ _UNMETERED_EXPRESSIONS = 8
 """So many values of at most 1 MiB each cannot pass `MAX_RENDERED_CHARS`: nothing to measure."""
 
 
+Places = tuple[tuple[str, str], ...]
+"""(step_ref, path of the string that refers to it)."""
+
+
 class Scope(Protocol):
     """What a template can see: one step's view of its run."""
 
@@ -237,15 +241,23 @@ def _placed(error: TemplateError, path: str) -> TemplateError:
 
 
 class Template:
-    """A compiled value. Immutable, shared by all runs of a workflow version."""
+    """A compiled value. Immutable, shared by all runs of a workflow version.
 
-    __slots__ = ("_metered", "_node", "is_constant", "refs")
+    `places`: each step that it refers to, and the path where.
+    """
 
-    def __init__(self, node: _Node, refs: frozenset[str], expressions: int) -> None:
+    __slots__ = ("_metered", "_node", "is_constant", "places")
+
+    def __init__(self, node: _Node, places: Places, expressions: int) -> None:
         self._node = node
         self._metered = expressions > _UNMETERED_EXPRESSIONS
-        self.refs: frozenset[str] = refs
+        self.places: Places = places
         self.is_constant: bool = isinstance(node, _Constant)
+
+    @property
+    def refs(self) -> frozenset[str]:
+        """The steps that it refers to."""
+        return frozenset(ref for ref, _ in self.places)
 
     def render(self, scope: Scope) -> Any:
         """The value in this scope. A constant template answers its original, uncopied.
@@ -262,7 +274,7 @@ class _Compiler:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.refs: set[str] = set()
+        self.places: dict[tuple[str, str], None] = {}
         self.expressions = 0
 
     def compile(self, value: Any, path: str, depth: int = 1) -> _Node:
@@ -307,7 +319,7 @@ class _Compiler:
 
     def count(self, expression: Expression, path: str) -> None:
         if expression.ref:
-            self.refs.add(expression.ref)
+            self.places[expression.ref, path] = None
         self.expressions += 1
         if self.expressions == MAX_EXPRESSIONS + 1:
             self.report(path, f"more than {MAX_EXPRESSIONS} templates in one value")
@@ -339,7 +351,7 @@ def inspect_template(value: Any, path: str) -> tuple[Template, list[str]]:
     """The compiled value and its problems; it may be rendered only if there are none."""
     compiler = _Compiler()
     node = compiler.compile(value, path)
-    return Template(node, frozenset(compiler.refs), compiler.expressions), compiler.problems
+    return Template(node, tuple(compiler.places), compiler.expressions), compiler.problems
 
 
 def check_template(value: Any, path: str) -> list[str]:

@@ -21,7 +21,7 @@ from pilotage.runtime.definition import MAX_NESTING_DEPTH, StepSpec
 from pilotage.runtime.jsonvalues import at_key, is_array, is_object, show, type_name
 from pilotage.runtime.status import Backoff, OnFailure, StepType
 from pilotage.runtime.template_syntax import REF_PATTERN
-from pilotage.runtime.templates import inspect_template
+from pilotage.runtime.templates import Places, inspect_template
 from pilotage.runtime.transforms import check_transform
 from pilotage.runtime.validation_cycles import find_cycles, show_cycle
 from pilotage.runtime.validation_fields import (
@@ -280,17 +280,17 @@ class StepReader:
             path = f"{here}.{name}"
             template, found = inspect_template(value, path)
             self._problems.extend(found)
-            self._check_refs_known(template.refs, path, refs)
+            self._check_refs_known(template.places, refs)
             if name == "payload" and not found:
                 self._check_size(value, path)
         condition = fields.get("condition")
         if condition is not None:
             compiled, found = inspect_condition(condition, f"{here}.condition")
             self._problems.extend(found)
-            self._check_refs_known(compiled.refs, f"{here}.condition", refs)
+            self._check_refs_known(compiled.places, refs)
 
-    def _check_refs_known(self, used: frozenset[str], path: str, refs: Collection[str]) -> None:
-        for ref in sorted(used):
+    def _check_refs_known(self, places: Places, refs: Collection[str]) -> None:
+        for ref, path in places:
             if ref not in refs:
                 self._problems.add(path, f"unknown step {show(ref)}")
 

@@ -322,15 +322,34 @@ def test_templates_and_conditions_are_checked_deep_inside() -> None:
     )
     assert [line.split(": ")[0] for line in found] == [
         "steps[0].payload.x[0].y",
-        "steps[0].payload",
+        "steps[0].payload.z",
         "steps[1].condition.condition.right",
-        "steps[2].condition",
+        "steps[2].condition.step_ref",
         "steps[3].event_emit_key",
         "steps[4].event_key",
         "steps[5].payload.deep" + "[0]" * 99,
     ]
-    assert found[1] == 'steps[0].payload: unknown step "no"'
-    assert found[3] == 'steps[2].condition: unknown step "no"'
+    assert found[1] == 'steps[0].payload.z: unknown step "no"'
+    assert found[3] == 'steps[2].condition.step_ref: unknown step "no"'
+
+
+def test_an_unknown_step_is_told_at_every_place_that_names_it() -> None:
+    deep = {
+        "x": {"y": ["{{ steps.no.output }} {{ steps.no.status }}"]},
+        "z": "{{ steps.no.output }}",
+    }
+    condition = {
+        "type": "all_of",
+        "conditions": [
+            {"type": "eq", "left": "{{ steps.no.status }}", "right": {"step_ref": "nor"}},
+        ],
+    }
+    assert problems(workflow(job_step("a", payload=deep, condition=condition))) == [
+        'steps[0].payload.x.y[0]: unknown step "no"',
+        'steps[0].payload.z: unknown step "no"',
+        'steps[0].condition.conditions[0].left: unknown step "no"',
+        'steps[0].condition.conditions[0].right.step_ref: unknown step "nor"',
+    ]
 
 
 def test_all_problems_are_listed_at_once() -> None:
