@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.errors import ConflictError
 from pilotage.actors.outside import Outside
 from pilotage.actors.principal import ADMIN
 from pilotage.persistence.port import RunQuery
+from pilotage.runtime.effects import StartChild
 from tests.integration.actors.rig import PROJECT, Rig, gate, noop
 from tests.support.waiting import wait_until
 
@@ -210,3 +212,43 @@ async def test_messages_that_were_not_delivered_are_delivered_after_a_crash(
     stored = (await world.store.load_runs([run]))[0]
     assert stored is not None
     assert stored.outbox == {}
+
+
+async def test_a_run_of_somebody_else_is_not_taken_for_the_child(world: Rig) -> None:
+    """It would never report to this parent, which would wait for ever."""
+    flow = await world.workflow("c", [gate("x")])
+    parent = await world.state(await world.trigger(flow, k="p."))
+    other = await world.trigger(flow, k="o.")
+
+    async def claim() -> None:
+        effect = StartChild(
+            step=0, attempt=1, child_run_id=other, workflow=flow.slug, payload=b"{}"
+        )
+        await world.runtime.creation.child(parent, effect)
+
+    with pytest.raises(ConflictError, match="is not a child of this step"):
+        await claim()
+    world.let("o.x", "p.x")
+    await world.until(other, "completed")
+    await wait_until(lambda: len(world.runtime.supervisor) == 0, "they have left memory")
+    with pytest.raises(ConflictError, match="is not a child of this step"):
+        await claim()
+
+
+async def test_each_event_that_a_run_emits_has_an_id_of_its_own(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    send = world.runtime.hub.send
+
+    async def noted(*args: Any, event_id: str, **rest: Any) -> Any:
+        sent.append(event_id)
+        return await send(*args, event_id=event_id, **rest)
+
+    monkeypatch.setattr(world.runtime.hub, "send", noted)
+    steps = [noop("a", event_emit_key="k"), noop("b", event_emit_key="k"), noop("c", "a", "b")]
+    run = await world.trigger(await world.workflow("w", steps))
+    await world.until(run, "completed")
+    await wait_until(lambda: len(sent) == 2, "both were sent")
+    assert len(set(sent)) == 2
+    assert all(event_id.startswith(f"{run}/") for event_id in sent)
