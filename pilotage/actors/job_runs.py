@@ -67,7 +67,9 @@ class LogView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ProgressView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    percent: float
+    """A whole `percent` is an integer."""
+
+    percent: int | float
     message: str | None = None
 
 
@@ -140,15 +142,19 @@ def job_run_view(
         result=_raw(record.result),
         error=record.error,
         error_class=record.error_class,
-        progress=None
-        if progress is None
-        else ProgressView(percent=progress.percent, message=progress.message),
+        progress=None if progress is None else _progress_view(progress),
         logs=logs or None,
         started_at=_when(record.started_at_ms),
         finished_at=_when(record.finished_at_ms),
         next_retry_at=_when(record.next_retry_at_ms),
         created_at=rfc3339(record.created_at_ms),
     )
+
+
+def _progress_view(progress: Progress) -> ProgressView:
+    percent = progress.percent
+    shown = int(percent) if percent == int(percent) else percent
+    return ProgressView(percent=shown, message=progress.message)
 
 
 def _raw(text: bytes | None) -> msgspec.Raw | None:

@@ -132,6 +132,7 @@ async def test_a_job_reports_progress_and_its_end(
     shown = (await client.get(f"/v1/runs/{order['x-run-id']}")).json()
     assert shown["result"] == {"ok": 1}
     assert shown["progress"]["percent"] == 40
+    assert isinstance(shown["progress"]["percent"], int), "whole numbers are integers"
     assert shown["logs"][0]["message"] == "m"
     again = await remote.post(f"{path}/complete", json={"result": {"ok": 1}})
     assert again.status_code == 410
