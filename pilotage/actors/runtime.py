@@ -33,7 +33,7 @@ from pilotage.actors.heartbeats import Heartbeats
 from pilotage.actors.housekeeping import Housekeeping
 from pilotage.actors.kernel import Clock, LoopDispatcher, SystemClock, Timers
 from pilotage.actors.messages import Answer, QuarantinedError
-from pilotage.actors.metrics import Counter, Metrics
+from pilotage.actors.metrics import Metrics
 from pilotage.actors.observed import observe
 from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.recover import recover
@@ -55,6 +55,10 @@ QUIET_TURNS = 5
 """Turns of the loop without anything to do after which a stopping runtime is taken for flushed."""
 READY_WAIT_SECS = 5.0
 """How long a trigger waits for the recovery to finish before it is refused."""
+COUNTED = {
+    "pilotage_late_results_total": "Results that came when their attempt was over already.",
+}
+"""What the actors count by name; shown from the start, as 0."""
 
 
 class Runtime:
@@ -76,7 +80,9 @@ class Runtime:
         self.embedded: EmbeddedServer | None = None
         self.fenced: asyncio.Event = asyncio.Event()
         self.owner = f"{socket.gethostname()} pid {os.getpid()} {secrets.token_hex(4)}"
-        self._counters: dict[str, Counter] = {}
+        self._counters = {
+            name: self.metrics.counter(name, about) for name, about in COUNTED.items()
+        }
         self._given_store = store
         self._fence = 0
         self._ready = asyncio.Event()
@@ -329,8 +335,6 @@ class Runtime:
     # --- what the parts ask of each other ---------------------------------------------------------
 
     def _count(self, name: str) -> None:
-        if name not in self._counters:
-            self._counters[name] = self.metrics.counter(name, name.replace("_", " "))
         self._counters[name].inc()
 
     def _fence_token(self) -> int:

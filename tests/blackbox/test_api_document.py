@@ -109,6 +109,12 @@ def test_health_needs_no_key_and_metrics_do(api: Api) -> None:
         assert re.match(r'# (HELP|TYPE) \w+ .+|\w+(\{(\w+="[^"]*",?)*\})? [-+0-9.e]+\Z', line), line
 
 
+def test_what_is_counted_is_shown_before_it_happens(own_api: Api) -> None:
+    text = own_api.request("GET", "/metrics").text
+    for name in ("late_results", "http_auth_failures", "idempotent_replays"):
+        assert re.search(rf"^pilotage_{name}_total 0$", text, re.MULTILINE), name
+
+
 def test_metrics_have_no_label_of_a_callers_making(api: Api) -> None:
     run_id = api.start(approval("a"))
     api.request("GET", "/v1/a-path-of-mine")
