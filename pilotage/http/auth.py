@@ -69,6 +69,9 @@ class Door:
         headers = dict(scope["headers"])
         call = Call(_request_id(headers), headers)
         put_call(scope, call)
+        head = scope["method"] == "HEAD"
+        # Litestar routes no HEAD: it is a GET of which only the beginning is sent.
+        asked: HTTPScope = {**scope, "method": "GET"} if head else scope
         seconds = 0.0
         in_time = True
         id_header = (b"x-request-id", call.request_id.encode())
@@ -83,6 +86,11 @@ class Door:
                 if in_time:  # from now on the client sets the pace
                     in_time = False
                     bound.reschedule(None)
+                if head:
+                    await send(message)
+                    message = {"type": "http.response.body", "body": b"", "more_body": False}
+            elif head:
+                return
             await send(message)
 
         try:
@@ -91,12 +99,13 @@ class Door:
                 if scope["method"] == "OPTIONS":
                     await _tell_methods(scope, answer)
                 else:
-                    await self._app(scope, receive, answer)
+                    await self._app(asked, receive, answer)
         except Exception as exc:  # noqa: BLE001 - the last place that can answer
             in_time = False
             await self._refuse(exc, call, answer)
         finally:
-            self._account(scope, call, seconds or time.perf_counter() - started)
+            route = asked.get("path_template") or "none"
+            self._account(scope, route, call, seconds or time.perf_counter() - started)
 
     async def _admit(self, scope: HTTPScope, call: Call) -> None:
         """Find out who asks; raise if they may not."""
@@ -137,8 +146,7 @@ class Door:
         await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _account(self, scope: HTTPScope, call: Call, seconds: float) -> None:
-        route = scope.get("path_template") or "none"
+    def _account(self, scope: HTTPScope, route: str, call: Call, seconds: float) -> None:
         self._requests.inc(_method(scope), route, str(call.status))
         self._seconds.observe(seconds, route)
         if access_log.isEnabledFor(logging.INFO):

@@ -192,13 +192,13 @@ def answer(refusal: Refusal, request_id: str) -> Response[bytes]:
 
 
 def methods_at(app: Litestar, path: str) -> list[str]:
-    """The methods of a path, by asking the router for each."""
+    """The methods of a path, by asking the router for each; none if there is no such path."""
     found: list[str] = []
     for method in ROUTED_METHODS:
         with suppress(HTTPException):
             app.asgi_router.handle_routing(path=normalize_path(path), method=method)
-            found.append(method)
-    return found
+            found += ["GET", "HEAD"] if method == "GET" else [method]
+    return [*found, "OPTIONS"] if found else []
 
 
 def on_error(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:

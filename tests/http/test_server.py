@@ -264,15 +264,27 @@ async def test_an_unknown_path_and_a_wrong_method_have_the_one_shape(server: Ser
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
     wrong = await server.admin.put("/v1/workflow-runs/x")
     assert wrong.status_code == 405
-    assert wrong.headers["allow"] == "GET, DELETE"
+    assert wrong.headers["allow"] == "GET, HEAD, DELETE, OPTIONS"
     assert wrong.json()["error"]["code"] == "method_not_allowed"
     options = await server.admin.options("/v1/workflow-runs/x")
-    assert (options.status_code, options.headers["allow"]) == (204, "GET, DELETE")
+    assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, DELETE, OPTIONS")
     assert (await server.admin.options("/v1/nothing")).status_code == 404
     for path in ("/v1/workflow-runs/a/b/c", "/", "/v1", "//", "/v1/workflow-runs/%00"):
         answer = await server.admin.get(path)
         assert answer.status_code == 404, path
         assert set(answer.json()) == {"error", "message", "request_id"}
+
+
+async def test_head_is_a_get_without_its_body(server: Server, client: httpx.AsyncClient) -> None:
+    for path in ("/health", "/health/ready", "/v1/workflow-runs", "/metrics", "/v1/workflows/x"):
+        got, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+        if path != "/metrics" and got.status_code == 200:
+            assert head.headers["content-length"] == got.headers["content-length"]
+    assert (await server.client().head("/v1/workflow-runs")).status_code == 401
+    refused = await client.head("/v1/workflow-runs/x/pause")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST, OPTIONS")
 
 
 async def test_who_takes_no_json_is_406(client: httpx.AsyncClient) -> None:
