@@ -131,8 +131,12 @@ class Catalog:
         project_id: str,
         created_by: str,
         idempotency: Idempotency | None = None,
+        body: Callable[[Workflow], bytes] | None = None,
     ) -> Workflow:
-        """Version 1 of a new workflow; `ConflictError` if the slug is taken."""
+        """Version 1 of a new workflow; `ConflictError` if the slug is taken.
+
+        `body` makes the answer that is remembered with `idempotency`.
+        """
         async with self._changing(project_id):
             await self._refuse_taken(self._workflows, "workflow", project_id, parsed.slug)
             now = self._clock.now_ms()
@@ -152,7 +156,7 @@ class Catalog:
                 updated_at_ms=now,
             )
             await self._put_version(workflow, created_by)
-            made = _made(idempotency, workflow.id)
+            made = _made(idempotency, workflow, body)
             await self._put_workflow(workflow, new_version=True, idempotency=made)
             return workflow
 
@@ -268,7 +272,12 @@ class Catalog:
         return policies
 
     async def create_job(
-        self, parsed: ParsedJob, *, project_id: str, idempotency: Idempotency | None = None
+        self,
+        parsed: ParsedJob,
+        *,
+        project_id: str,
+        idempotency: Idempotency | None = None,
+        body: Callable[[Job], bytes] | None = None,
     ) -> Job:
         async with self._changing(project_id):
             await self._refuse_taken(self._jobs, "job", project_id, parsed.slug)
@@ -284,7 +293,7 @@ class Catalog:
                 created_at_ms=now,
                 updated_at_ms=now,
             )
-            made = _made(idempotency, job.id)
+            made = _made(idempotency, job, body)
             await self._jobs.put(job, project_id, slug=job.slug, idempotency=made)
             return job
 
@@ -426,5 +435,10 @@ def _version_id(now_ms: int) -> str:
     return "ver_" + new_id(now_ms).replace("-", "")
 
 
-def _made(idempotency: Idempotency | None, item_id: str) -> IdempotencyRecord | None:
-    return None if idempotency is None else idempotency.record(status=201, reference=item_id)
+def _made(
+    idempotency: Idempotency | None, item: D, body: Callable[[D], bytes] | None
+) -> IdempotencyRecord | None:
+    if idempotency is None:
+        return None
+    kept = None if body is None else body(item)
+    return idempotency.record(status=201, reference=item.id, body=kept)

@@ -47,10 +47,13 @@ class JobsController(Controller):
         project_id = body_project(request, body)
         catalog = api_of(request).catalog
 
+        def encoded_view(job: Job) -> bytes:
+            return msgspec.json.encode(job_view(job))
+
         def shown(job: Job) -> Answer:
             return Answer(
                 status=201,
-                body=msgspec.json.encode(job_view(job)),
+                body=encoded_view(job),
                 headers={"Location": f"/v1/jobs/{job.id}"},
                 reference=job.id,
                 stored=True,
@@ -58,14 +61,15 @@ class JobsController(Controller):
 
         async def act(idempotency: Idempotency | None) -> Answer:
             parsed = parse_job(require_object(body))
-            return shown(
-                await catalog.create_job(parsed, project_id=project_id, idempotency=idempotency)
+            job = await catalog.create_job(
+                parsed, project_id=project_id, idempotency=idempotency, body=encoded_view
             )
+            return shown(job)
 
         async def again(reference: str) -> Answer:
             return shown(await catalog.job(project_id, reference))
 
-        return await once(request, project_id, body, act, again)
+        return await once(request, project_id, body, act, again, location="/v1/jobs/")
 
     @get("/", operation_id="list-jobs", opt=READ)
     async def list_(self, request: AnyRequest) -> ASGIResponse:

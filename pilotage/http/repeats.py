@@ -16,7 +16,7 @@ import msgspec
 from litestar.response.base import ASGIResponse
 
 from pilotage.actors.catalog_records import catalog_errors
-from pilotage.actors.errors import ConflictError, InvalidError, UnavailableError
+from pilotage.actors.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from pilotage.actors.idempotency import Idempotency, Remembered, recall
 from pilotage.http.answers import empty, encoded
 from pilotage.http.api import Api
@@ -84,12 +84,18 @@ def idempotency_of(request: AnyRequest, project_id: str, body: Any) -> Idempoten
 
 
 async def once(
-    request: AnyRequest, project_id: str, body: Any, act: Act, again: Again | None = None
+    request: AnyRequest,
+    project_id: str,
+    body: Any,
+    act: Act,
+    again: Again | None = None,
+    *,
+    location: str | None = None,
 ) -> ASGIResponse:
     """Do `act`, or give its first answer again.
 
     `project_id`: the project the key belongs to. `again` is needed where an answer may be larger
-    than what is kept.
+    than what is kept. `location`: what stands before the reference in the header of that name.
     """
     idempotency = idempotency_of(request, project_id, body)
     if idempotency is None:
@@ -102,17 +108,17 @@ async def once(
         )
     api.in_progress.add(where)
     # A request that is given up (its time is over) still holds its key until it has ended.
-    work = asyncio.ensure_future(_first_or_again(api, idempotency, act, again))
+    work = asyncio.ensure_future(_first_or_again(api, idempotency, act, again, location))
     work.add_done_callback(lambda _: api.in_progress.discard(where))
     return await asyncio.shield(work)
 
 
 async def _first_or_again(
-    api: Api, idempotency: Idempotency, act: Act, again: Again | None
+    api: Api, idempotency: Idempotency, act: Act, again: Again | None, location: str | None
 ) -> ASGIResponse:
     known = await _known(api, idempotency)
     if known is not None:
-        return await _replay(api, known, again)
+        return await _replay(api, known, again, location)
     answer = await act(idempotency)
     if not answer.stored and answer.status < 300:
         await _remember(api, idempotency, answer)
@@ -133,12 +139,21 @@ async def _known(api: Api, idempotency: Idempotency) -> Remembered | None:
     return known
 
 
-async def _replay(api: Api, known: Remembered, again: Again | None) -> ASGIResponse:
+async def _replay(
+    api: Api, known: Remembered, again: Again | None, location: str | None
+) -> ASGIResponse:
     api.replayed.inc()
     if known.body is not None:
-        answer = Answer(status=known.status, body=known.body)
+        headers = {} if location is None else {"Location": f"{location}{known.reference}"}
+        answer = Answer(status=known.status, body=known.body, headers=headers)
     elif again is not None:
-        answer = await again(known.reference or "")
+        try:
+            answer = await again(known.reference or "")
+        except NotFoundError as exc:
+            raise ConflictError(
+                "what was made with this Idempotency-Key is gone, and its answer was too large "
+                "to keep; use a new key to make another"
+            ) from exc
     else:
         answer = Answer(status=known.status)
     return msgspec.structs.replace(answer, headers=answer.headers | REPLAYED).response()

@@ -85,10 +85,13 @@ class WorkflowsController(Controller):
         project_id = body_project(request, body)
         catalog, by = api_of(request).catalog, acting(request)
 
+        def encoded_view(workflow: Workflow) -> bytes:
+            return msgspec.json.encode(workflow_view(workflow))
+
         def shown(workflow: Workflow) -> Answer:
             return Answer(
                 status=201,
-                body=msgspec.json.encode(workflow_view(workflow)),
+                body=encoded_view(workflow),
                 headers={"Location": f"/v1/workflows/{workflow.id}"},
                 reference=workflow.id,
                 stored=True,
@@ -97,14 +100,18 @@ class WorkflowsController(Controller):
         async def act(idempotency: Idempotency | None) -> Answer:
             parsed = await catalog.parse_workflow(project_id, require_object(body))
             workflow = await catalog.create_workflow(
-                parsed, project_id=project_id, created_by=by.name, idempotency=idempotency
+                parsed,
+                project_id=project_id,
+                created_by=by.name,
+                idempotency=idempotency,
+                body=encoded_view,
             )
             return shown(workflow)
 
         async def again(reference: str) -> Answer:
             return shown(await catalog.workflow(project_id, reference))
 
-        return await once(request, project_id, body, act, again)
+        return await once(request, project_id, body, act, again, location="/v1/workflows/")
 
     @get("/", operation_id="list-workflows", opt=READ)
     async def list_(self, request: AnyRequest) -> ASGIResponse:

@@ -66,6 +66,34 @@ async def test_a_key_belongs_to_path_and_project(server: Server, client: httpx.A
     assert len(runs) == 4
 
 
+async def test_the_first_answer_is_given_again_when_what_was_made_has_changed_or_is_gone(
+    client: httpx.AsyncClient,
+) -> None:
+    job_body = {"slug": "j", "endpoint_url": "https://example.com/"}
+    for path, body in (("workflows", {"slug": "w", "steps": [approval("a")]}), ("jobs", job_body)):
+        first = await client.post(f"/v1/{path}", json=body, headers=KEY)
+        assert first.status_code == 201, first.text
+        where = first.headers["location"]
+        for change in (client.patch(where, json={"name": "other"}), client.delete(where)):
+            assert (await change).is_success
+            again = await client.post(f"/v1/{path}", json=body, headers=KEY)
+            assert (again.status_code, again.json()) == (201, first.json())
+            assert again.headers["location"] == where
+            assert again.headers["idempotency-replayed"] == "true"
+        assert (await client.get(where)).status_code == 404
+
+
+async def test_a_large_answer_about_what_is_gone_is_a_conflict(client: httpx.AsyncClient) -> None:
+    body = {"slug": "w", "steps": [approval(f"step-{i}") for i in range(100)]}
+    first = await client.post("/v1/workflows", json=body, headers=KEY)
+    again = await client.post("/v1/workflows", json=body, headers=KEY)
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert (await client.delete(first.headers["location"])).is_success
+    gone = await client.post("/v1/workflows", json=body, headers=KEY)
+    assert gone.status_code == 409
+    assert "gone" in gone.json()["message"]
+
+
 async def test_a_key_that_is_too_long_is_422(client: httpx.AsyncClient) -> None:
     await define(client, "w", [approval("gate")])
     for length, status in ((256, 201), (257, 422)):
