@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from litestar import Request
 
+from pilotage.actors.catalog_lookup import looks_like_id
 from pilotage.actors.errors import ForbiddenError, InvalidError
 from pilotage.actors.principal import Principal
 
@@ -95,6 +96,13 @@ def named_project(request: AnyRequest, given: str | None, where: str = "project_
             "the request is not valid", [f"{where}: must match [A-Za-z0-9_.-]{{1,128}}"]
         )
     return given
+
+
+def project_of_one(request: AnyRequest, id_or_slug: str, given: str | None = None) -> str | None:
+    """The project that one thing is looked up in. An admin key needs none for an id."""
+    project = named_project(request, given)
+    by_id = given is None and looks_like_id(id_or_slug)
+    return None if by_id and principal_of(request).is_admin else project
 
 
 def required_project(request: AnyRequest, given: str | None) -> str:

@@ -19,10 +19,11 @@ from pilotage.http.call import (
     api_of,
     named_project,
     principal_of,
+    project_of_one,
     required_project,
 )
 from pilotage.http.pages import Listing
-from pilotage.http.queries import Query
+from pilotage.http.queries import Query, refuse_dry_run
 from pilotage.http.repeats import Answer, once
 from pilotage.http.resources import job_view
 from pilotage.http.workflows import body_project, require_object
@@ -35,7 +36,7 @@ WRITE = {"scope": "jobs:write"}
 
 
 async def find_job(request: AnyRequest, id_or_slug: str) -> Job:
-    return await api_of(request).catalog.job(named_project(request, None), id_or_slug)
+    return await api_of(request).catalog.job(project_of_one(request, id_or_slug), id_or_slug)
 
 
 class JobsController(Controller):
@@ -96,6 +97,7 @@ class JobsController(Controller):
     @delete("/{jobID:str}", operation_id="delete-job", opt=WRITE, status_code=200)
     async def remove(self, request: AnyRequest, job_id: JobId) -> ASGIResponse:
         job = await find_job(request, job_id)
+        refuse_dry_run(request)
         await api_of(request).catalog.delete_job(job)
         return empty()
 

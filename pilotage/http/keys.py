@@ -17,7 +17,7 @@ from pilotage.http.answers import empty
 from pilotage.http.bodies import Fields, read_json
 from pilotage.http.call import AnyRequest, acting, api_of, is_project_id, named_project
 from pilotage.http.pages import Listing
-from pilotage.http.queries import Query
+from pilotage.http.queries import Query, refuse_dry_run
 from pilotage.http.repeats import Answer, once
 from pilotage.http.resources import api_key_view
 
@@ -80,6 +80,7 @@ class KeysController(Controller):
 
     @delete("/{keyID:str}", operation_id="revoke-api-key", opt=MANAGE, status_code=200)
     async def revoke(self, request: AnyRequest, key_id: KeyId) -> ASGIResponse:
+        refuse_dry_run(request)
         await api_of(request).catalog.keys.revoke(key_id, acting(request))
         return empty()
 

@@ -13,7 +13,7 @@ from pilotage.actors.idempotency import Idempotency
 from pilotage.http.bodies import read_json
 from pilotage.http.call import AnyRequest, acting, api_of, principal_of
 from pilotage.http.pages import Listing
-from pilotage.http.queries import Query
+from pilotage.http.queries import Query, refuse_dry_run
 from pilotage.http.repeats import Answer, once
 from pilotage.http.runs import READ, WRITE, RunId
 from pilotage.runtime.views import RunView
@@ -63,6 +63,7 @@ class QuarantineController(Controller):
     async def release(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         release = partial(api_of(request).gateway.release_quarantined, run_id, acting(request))
         body = await read_json(request)
+        refuse_dry_run(request)
 
         async def act(_: Idempotency | None) -> Answer:
             await release()
@@ -74,6 +75,7 @@ class QuarantineController(Controller):
     async def discard(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         discard = partial(api_of(request).gateway.discard_quarantined, run_id, acting(request))
         body = await read_json(request)
+        refuse_dry_run(request)
 
         async def act(_: Idempotency | None) -> Answer:
             await discard()

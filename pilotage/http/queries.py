@@ -16,6 +16,13 @@ MAX_PARAMETERS = 200
 E = TypeVar("E", bound=StrEnum)
 
 
+def refuse_dry_run(request: AnyRequest) -> None:
+    """For a change that has no dry run: 422 for who asks for one."""
+    query = Query(request)
+    query.no_dry_run()
+    query.check()
+
+
 class Query:
     """The query of one request. Unknown parameters are ignored; of repeated ones the last holds."""
 

@@ -19,12 +19,12 @@ from pilotage.http.call import (
     acting,
     api_of,
     call_of,
-    named_project,
+    project_of_one,
     required_project,
 )
 from pilotage.http.pages import Listing
-from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, client_key, once
+from pilotage.http.queries import Query, refuse_dry_run
+from pilotage.http.repeats import Answer, once
 from pilotage.http.resources import version_view, workflow_view
 from pilotage.http.runs import (
     READ,
@@ -73,7 +73,9 @@ async def find_workflow(
 ) -> Workflow:
     """`query`: of a list; it may name the project of a slug."""
     given = None if query is None else query.one("project_id")
-    return await api_of(request).catalog.workflow(named_project(request, given), id_or_slug)
+    return await api_of(request).catalog.workflow(
+        project_of_one(request, id_or_slug, given), id_or_slug
+    )
 
 
 class WorkflowsController(Controller):
@@ -141,6 +143,7 @@ class WorkflowsController(Controller):
     @delete("/{workflowID:str}", operation_id="delete-workflow", opt=WRITE, status_code=200)
     async def remove(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         workflow = await find_workflow(request, workflow_id)
+        refuse_dry_run(request)
         await api_of(request).catalog.delete_workflow(workflow)
         return empty()
 
@@ -171,9 +174,7 @@ class WorkflowsController(Controller):
     async def trigger(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
-        query = Query(request)
-        query.no_dry_run()
-        query.check()
+        refuse_dry_run(request)
         gateway, by = api_of(request).gateway, acting(request)
 
         async def act(idempotency: Idempotency | None) -> Answer:
@@ -190,18 +191,26 @@ class WorkflowsController(Controller):
     async def dry_run(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
-        client_key(request)
-        parsed, graph = await _parse_trigger(request, workflow, body)
-        waves = start_waves(graph)
-        return ok(
-            DryRun(
+
+        async def shown() -> Answer:
+            parsed, graph = await _parse_trigger(request, workflow, body)
+            waves = start_waves(graph)
+            found = DryRun(
                 workflow_id=workflow.id,
                 version=workflow.version,
                 order=[ref for wave in waves for ref in wave],
                 waves=waves,
                 disabled=[s.step_ref for s in graph.steps if s.step_ref in parsed.disabled],
             )
-        )
+            return Answer(status=200, body=msgspec.json.encode(found))
+
+        async def act(_: Idempotency | None) -> Answer:
+            return await shown()
+
+        async def again(_: str) -> Answer:
+            return await shown()
+
+        return await once(request, workflow.project_id, body, act, again)
 
 
 async def _parse_trigger(

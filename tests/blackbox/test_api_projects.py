@@ -60,6 +60,18 @@ def test_every_route_needs_its_scope_and_the_refusal_names_it(api: Api, scope: s
     client.close()
 
 
+def test_an_admin_key_needs_no_project_for_an_id_and_none_is_in_the_way(api: Api) -> None:
+    body = {"project_id": api.project, "slug": "j", "endpoint_url": "http://127.0.0.1:9/"}
+    job_id = api.post("/v1/jobs", body, 201)["id"]
+    workflow = api.workflow(approval("a"), slug="w")
+    run_id = api.trigger(workflow)
+    for path in (f"jobs/{job_id}", f"workflows/{workflow}", f"workflow-runs/{run_id}"):
+        for headers in ({}, {"X-Project-Id": api.project}, {"X-Project-Id": "elsewhere"}):
+            assert api.request("GET", f"/v1/{path}", headers=headers).status_code == 200
+    for path in ("jobs/j", "workflows/w"):
+        refused(api.request("GET", f"/v1/{path}", headers={"X-Project-Id": "elsewhere"}), 404)
+
+
 def test_another_projects_things_do_not_exist(api: Api) -> None:
     """404, and word for word what is said about things that are nowhere."""
     body = {"project_id": api.project, "slug": "j", "endpoint_url": "http://127.0.0.1:9/"}

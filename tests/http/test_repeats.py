@@ -94,6 +94,17 @@ async def test_a_large_answer_about_what_is_gone_is_a_conflict(client: httpx.Asy
     assert "gone" in gone.json()["message"]
 
 
+async def test_a_check_of_a_trigger_is_remembered_too(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("a")])
+    first = await client.post("/v1/workflows/w/dry-run", json={"payload": 1}, headers=KEY)
+    await client.patch("/v1/workflows/w", json={"steps": [approval("b")]})
+    again = await client.post("/v1/workflows/w/dry-run", json={"payload": 1}, headers=KEY)
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert again.headers["idempotency-replayed"] == "true"
+    other = await client.post("/v1/workflows/w/dry-run", json={"payload": 2}, headers=KEY)
+    assert other.status_code == 422
+
+
 async def test_a_key_that_is_too_long_is_422(client: httpx.AsyncClient) -> None:
     await define(client, "w", [approval("gate")])
     for length, status in ((256, 201), (257, 422)):
