@@ -78,10 +78,13 @@ async def asked(request: AnyRequest) -> Asked:
     dry_run = query.flag("dry_run")
     client_key(request)
     fields = Fields(body)
-    run_ids = list(dict.fromkeys(fields.texts("workflow_run_ids", 1, MAX_RUNS)))
+    found = fields.texts("workflow_run_ids", 1, MAX_RUNS)
+    fields.problems += [
+        f"workflow_run_ids[{i}]: must not be empty" for i, run_id in enumerate(found) if not run_id
+    ]
     fields.problems += query.problems
     fields.check()
-    return Asked(body=body, run_ids=run_ids, dry_run=dry_run)
+    return Asked(body=body, run_ids=list(dict.fromkeys(found)), dry_run=dry_run)
 
 
 class BulkController(Controller):

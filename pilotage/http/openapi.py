@@ -30,7 +30,7 @@ ABOUT = """Runs of workflows: every active run is an actor that owns its graph o
 Send `Authorization: Bearer <key>`. Errors have one shape, see `Error`; every answer carries
 `X-Request-Id`. Every POST but those for API keys and callbacks takes an `Idempotency-Key`: the same
 key and request give the first answer again, with `Idempotency-Replayed: true`, for 24 hours.
-Unset fields are omitted, never null."""
+Unset fields are omitted, never null; in a request null is the same as a field left out."""
 
 
 def document(app: Litestar) -> Json:
@@ -109,7 +109,10 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler, doc: Doc) -> J
     if about:
         operation["description"] = about
     if doc.body is not None:
-        media: Json = {"schema": _schema(doc.body), "example": EXAMPLES[doc.body]}
+        schema = _schema(doc.body)
+        if not doc.body_required:  # null is the same as none
+            schema = {"anyOf": [schema, {"type": "null"}]}
+        media: Json = {"schema": schema, "example": EXAMPLES[doc.body]}
         operation["requestBody"] = {
             "required": doc.body_required,
             "content": {_JSON: media},
@@ -123,7 +126,7 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler, doc: Doc) -> J
 
 def _parameters(path: str, method: str, doc: Doc, scope: str) -> list[Json]:
     parameters: list[Json] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": name, "in": "path", "required": True, "schema": _NAME}
         for name in _PARAMETER.findall(path)
     ]
     for p in doc.query:
@@ -267,6 +270,8 @@ _MEANING = {
     500: "A bug; the cause is logged under the request id.",
     503: "Not now: the store is away, or the server starts or stops.",
 }
+_NAME: Json = {"type": "string", "minLength": 1}
+"""Of what a path names. A path without it is another path."""
 _IDEMPOTENCY: Json = {
     "name": "Idempotency-Key",
     "in": "header",

@@ -81,9 +81,23 @@ _TIMES = frozenset(
 
 
 def _object(properties: Schema, required: list[str] | None = None, **more: Any) -> Schema:
-    schema: Schema = {"type": "object", "properties": properties, **more}
+    """Of a request: a field that is not required may be null, which is the same as left out."""
+    known = required or []
+    allowed = {n: p if n in known else _or_null(p) for n, p in properties.items()}
+    schema: Schema = {"type": "object", "properties": allowed, **more}
     if required:
         schema["required"] = required
+    return schema
+
+
+def _or_null(schema: Schema) -> Schema:
+    if "type" in schema:
+        nullable = {**schema, "type": [schema["type"], "null"]}
+        return nullable | {"enum": [*schema["enum"], None]} if "enum" in schema else nullable
+    if "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     return schema
 
 
@@ -131,7 +145,8 @@ def _actions() -> dict[str, Schema]:
     override = _object(
         {"step_ref": {"type": "string"}, "enabled": {"type": "boolean"}}, ["step_ref", "enabled"]
     )
-    ids: Schema = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 100}
+    some_id: Schema = {"type": "string", "minLength": 1}
+    ids: Schema = {"type": "array", "items": some_id, "minItems": 1, "maxItems": 100}
     return {
         "TriggerInput": _object(
             {
@@ -186,14 +201,15 @@ def _callbacks() -> dict[str, Schema]:
             },
             ["level", "message"],
         ),
-        "Health": _object(
-            {
+        "Health": {
+            "type": "object",
+            "properties": {
                 "status": {"type": "string"},
                 "version": {"type": "string"},
                 "ready": {"type": "boolean"},
             },
-            ["status"],
-        ),
+            "required": ["status"],
+        },
     }
 
 

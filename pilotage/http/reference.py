@@ -143,17 +143,24 @@ def _schema_table(schema: Json) -> str:
     return f"<p>{about}</p>" + (f"<table>{rows}</table>" if rows else "")
 
 
+_NULL = {"type": "null"}
+
+
 def _type(schema: Json) -> str:
+    """In words; null is left out, because in a request it is the same as no field."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f'<a href="#schema-{name}">{name}</a>'
     if "anyOf" in schema:
-        return " or ".join(_type(option) for option in schema["anyOf"])
-    if schema.get("type") == "array":
+        return " or ".join(_type(option) for option in schema["anyOf"] if option != _NULL)
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        kind = " or ".join(k for k in kind if k != "null")
+    if kind == "array":
         return f"array of {_type(schema.get('items', {}))}"
     if "enum" in schema:
-        return ", ".join(f"<code>{escape(str(v))}</code>" for v in schema["enum"])
-    return escape(str(schema.get("format") or schema.get("type") or "any JSON"))
+        return ", ".join(f"<code>{escape(str(v))}</code>" for v in schema["enum"] if v is not None)
+    return escape(str(schema.get("format") or kind or "any JSON"))
 
 
 def _resolve(made: Json, value: Json) -> Json:

@@ -45,6 +45,7 @@ ODD: list[Any] = [
     {"delay_secs": 10**400, "buffer_secs": 10**400, "expires_in_days": 10**400},
     {"payload": json.loads("[" * 300 + "]" * 300)},
     {"workflow_run_ids": [None, "\0", {}, ""]},
+    {"workflow_run_ids": [""]},
     {"step_overrides": [None], "scopes": [None], "steps": [None], "tags": [None]},
     {"name": [], "slug": {}, "project_id": [], "scopes": {}, "steps": {}, "cron": 1, "enabled": 2},
     {"endpoint_url": "http://\0/", "max_attempts": -1, "timeout_secs": True, "signing_secret": 1},

@@ -98,9 +98,9 @@ class Conformance:
             found.append(f"{path}: {value!r} is not one of {schema['enum']}")
         if schema.get("format") == "date-time" and not WHEN.match(value):
             found.append(f"{path}: {value!r} is not a time")
-        if kind == "object":
+        if isinstance(value, dict) and kind is not None:
             found += self._object_problems(value, schema, path)
-        if kind == "array":
+        if isinstance(value, list) and kind is not None:
             for i, item in enumerate(value):
                 found += self.problems(item, schema.get("items", {}), f"{path}[{i}]")
         return found
@@ -119,7 +119,11 @@ class Conformance:
         return found
 
 
-def _is(value: Any, kind: str) -> bool:
+def _is(value: Any, kind: str | list[str]) -> bool:
+    if isinstance(kind, list):
+        return any(_is(value, one) for one in kind)
+    if kind == "null":
+        return value is None
     if kind == "integer":
         return isinstance(value, int) and not isinstance(value, bool)
     if kind == "number":
