@@ -14,6 +14,7 @@ from pilotage.http.answers import encoded
 from pilotage.http.auth import PUBLIC
 from pilotage.http.call import AnyRequest, api_of
 from pilotage.http.openapi import document
+from pilotage.runtime.jsonvalues import is_array
 
 OPEN: dict[str, Any] = {"scope": PUBLIC}
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
@@ -154,8 +155,8 @@ def _type(schema: Json) -> str:
     if "anyOf" in schema:
         return " or ".join(_type(option) for option in schema["anyOf"] if option != _NULL)
     kind = schema.get("type")
-    if isinstance(kind, list):
-        kind = " or ".join(k for k in kind if k != "null")
+    if is_array(kind):
+        kind = " or ".join(str(k) for k in kind if k != "null")
     if kind == "array":
         return f"array of {_type(schema.get('items', {}))}"
     if "enum" in schema:

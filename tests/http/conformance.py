@@ -13,6 +13,7 @@ from litestar import Litestar
 from litestar.exceptions import HTTPException
 
 from pilotage.http.openapi import document
+from pilotage.runtime.jsonvalues import is_array, is_object
 
 Json = dict[str, Any]
 KNOWN = frozenset(
@@ -98,9 +99,9 @@ class Conformance:
             found.append(f"{path}: {value!r} is not one of {schema['enum']}")
         if schema.get("format") == "date-time" and not WHEN.match(value):
             found.append(f"{path}: {value!r} is not a time")
-        if isinstance(value, dict) and kind is not None:
+        if is_object(value) and kind is not None:
             found += self._object_problems(value, schema, path)
-        if isinstance(value, list) and kind is not None:
+        if is_array(value) and kind is not None:
             for i, item in enumerate(value):
                 found += self.problems(item, schema.get("items", {}), f"{path}[{i}]")
         return found
