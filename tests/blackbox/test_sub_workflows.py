@@ -334,16 +334,3 @@ def test_bulk_cancel_of_parent_and_child(api: Api) -> None:
     assert answer["canceled"] == 2
     api.until(run_id, "canceled")
     api.until(child_id, "canceled")
-
-
-# Not strict: how many children are made before the cancel comes is a matter of luck.
-@pytest.mark.xfail(strict=False, reason="a child that was not made in time is still named")
-def test_a_step_names_no_child_that_was_never_made(api: Api) -> None:
-    child = api.workflow(approval("c"))
-    run_id = api.start(approval("go"), *(sub(f"s{n}", child, "go") for n in range(60)))
-    api.on(run_id, "go", "approve")
-    api.cancel(run_id)
-    api.until(run_id, "canceled")
-    named = [step.get("child_workflow_run_id") for step in api.steps(run_id).values()]
-    paths = [f"/v1/workflow-runs/{child_id}" for child_id in named if child_id is not None]
-    assert {api.request("GET", path).status_code for path in paths} <= {200}
