@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from pilotage.cli.server_process import StoppedError, port_is_free, serving
 from pilotage.settings import Settings
 from tests.cli.flows import app
 from tests.cli.server import ROOT
-from tests.support.waiting import wait_until_sync
+from tests.support.waiting import wait_until, wait_until_sync
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,16 @@ def test_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert "is completed" in capsys.readouterr().out.splitlines()[-1]
 
 
+def lock_is_free(data_dir: Path) -> bool:
+    """Also while a process that was forked a moment ago still holds a copy of the lock."""
+    with (data_dir / "owner.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
 async def test_a_stop_during_the_start_ends_the_start(tmp_path: Path) -> None:
     stop = asyncio.Event()
     stop.set()
@@ -107,6 +118,7 @@ async def test_a_stop_during_the_start_ends_the_start(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         async with serving(settings, stop=stop):
             pass
+    await wait_until(lambda: lock_is_free(tmp_path / "data"), "the lock given back")
     async with serving(settings) as server:  # everything was left in order
         assert server.url.startswith("http://127.0.0.1:")
         with pytest.raises(CommandError) as refused:
