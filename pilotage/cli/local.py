@@ -218,7 +218,9 @@ async def follow(local: LocalRuntime, run: Run, progress: Progress) -> dict[str,
         news = await gateway.history(run.id, local.principal, seq, _BATCH)
         items = [json.loads(item) for item in news]
         progress.items(items)
-        if progress.needs_steps and (items or seq == 0):
+        over = view["status"] in TERMINAL_RUN
+        # At the end once more: history can be a moment ahead of what was read of the steps.
+        if progress.needs_steps and (items or over or seq == 0):
             steps: list[dict[str, Any]] = json.loads(msgspec.json.encode(await run.steps()))
             progress.steps(view, steps)
         if items:
@@ -228,6 +230,6 @@ async def follow(local: LocalRuntime, run: Run, progress: Progress) -> dict[str,
             hinted = say_if_stuck(await run.steps())
         if len(items) == _BATCH:
             continue
-        if view["status"] in TERMINAL_RUN:
+        if over:
             return view
         await asyncio.sleep(max(LOOK_SECS, (clock() - began) * (_SHARE - 1)))

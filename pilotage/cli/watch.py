@@ -123,7 +123,8 @@ def follow(client: Client, run_id: str, progress: Progress) -> dict[str, Json]:
 def _show_news(client: Client, run: dict[str, Json], seq: int, progress: Progress) -> int:
     news = list(history(client, run["id"], seq, 1_000_000))
     progress.items(news)
-    if progress.needs_steps and (news or seq == 0):
+    # At the end once more: history can be a moment ahead of what was read of the steps.
+    if progress.needs_steps and (news or seq == 0 or run["status"] in TERMINAL_RUN):
         steps = client.get(f"/v1/workflow-runs/{segment(run['id'])}/steps").data
         progress.steps(run, steps)
     return int(news[-1]["seq"]) if news else seq

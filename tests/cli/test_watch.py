@@ -6,11 +6,11 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from pilotage.cli import watch
+from pilotage.cli import local, watch
 from pilotage.cli.client import Client, ClientSettings
 from pilotage.cli.errors import NOT_FOUND, RefusedError, ServerAwayError
 from pilotage.cli.output import Item
@@ -168,6 +168,49 @@ def test_without_a_stream_it_looks_often(server: RunServer, client: Client) -> N
     progress = Recorder(lambda: server.happen("run_ended", "failed"))
     assert watch.follow(client, RUN, progress)["status"] == "failed"
     assert progress.types[:2] == ["run_created", "run_ended"]
+
+
+def test_the_end_is_shown_though_history_told_of_it_before(
+    server: RunServer, client: Client
+) -> None:
+    """What is read of the steps can be older than what was read of the history before."""
+    server.has_stream = False
+    server.happen("run_created")
+    server.happen("run_ended")
+
+    def end() -> None:
+        server.status = "completed"
+
+    progress = Recorder(end)
+    assert watch.follow(client, RUN, progress)["status"] == "completed"
+    assert progress.statuses == ["running", "completed"]
+
+
+async def test_the_end_of_a_run_in_this_process_is_shown_likewise() -> None:
+    class Ahead:
+        """A run whose history was read whole while it was still shown as running."""
+
+        id = RUN
+        principal = None
+        statuses: ClassVar = ["running", "completed"]
+        items: ClassVar = [[b'{"seq": 1, "type": "run_ended"}'], []]
+
+        def __init__(self) -> None:
+            self.actors = self.gateway = self
+
+        async def view(self) -> dict[str, str]:
+            return {"status": self.statuses.pop(0)}
+
+        async def steps(self) -> list[object]:
+            return []
+
+        async def history(self, *_: object) -> list[bytes]:
+            return self.items.pop(0)
+
+    ahead: Any = Ahead()
+    progress = Recorder()
+    assert (await local.follow(ahead, ahead, progress))["status"] == "completed"
+    assert progress.statuses == ["running", "completed"]
 
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(server: RunServer, client: Client) -> None:
