@@ -171,9 +171,7 @@ def test_the_step_names_the_timeout_and_may_override_it(
 ) -> None:
     endpoint = jobs.endpoint(ok(1, gate=gate()))
     run_id = api.start(job("a", api.job(endpoint), timeout_secs_override=1))
-    begun = time.monotonic()
     api.until(run_id, "failed")
-    assert time.monotonic() - begun < 3
     assert "timed out after 1 s" in api.step(run_id, "a")["error"]
 
 

@@ -98,9 +98,7 @@ async def test_time_in_which_an_attempt_is_held_back_does_not_count(
         return (await world.step(run, "a")).accepted
 
     await wait_until(taken, "the job has taken it")
-    began = time.monotonic()
     failed = await world.until(run, "failed")
-    assert 0.2 < time.monotonic() - began < 2
     assert "timed out after 0.3 s" in (failed.vitals.error or "")
     assert (await world.step(run, "a")).attempt == 1
 

@@ -258,7 +258,7 @@ async def test_a_job_that_blocks_the_job_loop_is_named_and_the_actors_go_on(
 
 async def test_time_sleep_in_an_async_job_holds_up_nobody_else(begin: Begin) -> None:
     async def sleepy() -> None:
-        time.sleep(0.3)
+        time.sleep(2)
 
     recorder = begin(sleepy)
     longest, last = 0.0, time.monotonic()
@@ -266,7 +266,7 @@ async def test_time_sleep_in_an_async_job_holds_up_nobody_else(begin: Begin) -> 
         await asyncio.sleep(0)
         now = time.monotonic()
         longest, last = max(longest, now - last), now
-    assert longest < 0.25
+    assert longest < 1.5  # the whole sleep, if it were on this loop
 
 
 async def test_many_jobs_run_at_the_same_time(begin: Begin) -> None:
