@@ -8,19 +8,41 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.executors.python_jobs import JobRegistry
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
 from pilotage.persistence.port import RunWrite
+from pilotage.persistence.redis_store import RedisStore
 from pilotage.runtime.validation import ParsedTrigger
 from pilotage.settings import Settings
 
 PROJECT = "bench"
 LOOK_SECS = 0.0005
 """How often somebody who waits for a run looks: looking costs what is measured."""
+
+
+class Spent(NamedTuple):
+    """Seconds since some moment in the past: of the clock, of this process's processor time, of
+    the store's. Subtract two of them.
+    """
+
+    wall: float
+    cpu: float
+    store_cpu: float
+
+    def since(self, before: Spent) -> Spent:
+        return Spent(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+async def spent(runtime: Runtime) -> Spent:
+    """Asks the store, so not within what is measured to the microsecond."""
+    assert isinstance(runtime.store, RedisStore)
+    used = await runtime.store.link.command("INFO", "cpu")
+    store_cpu = float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+    return Spent(time.perf_counter(), time.process_time(), store_cpu)
 
 
 @asynccontextmanager

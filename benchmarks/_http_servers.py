@@ -16,13 +16,14 @@ import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import redis.asyncio
 import uvloop
 from litestar import Litestar, get, post
 
-from benchmarks._actors import PROJECT, make_workflow, running, start_run
+from benchmarks._actors import PROJECT, chain, make_workflow, running, start_run
 from pilotage.actors.principal import ADMIN, SCOPES
 from pilotage.http.app import create_app
 from pilotage.http.server import serve_app
@@ -35,25 +36,35 @@ RUNS = 200
 
 
 class Where(msgspec.Struct):
-    """What the other side has to know: address, credentials, a run and a workflow to ask for."""
+    """What the other side has to know: address, credentials, a run and a workflow to ask for (one
+    approval), and a workflow of three inline jobs in a row.
+    """
 
     port: int
     key: str = ""
     run_id: str = "0199a3c4-7e21-7000-8000-000000010000"
     workflow_id: str = "orders"
+    chain_id: str = "three"
+
+
+def noop(_: dict[str, Any]) -> dict[str, int]:
+    return {"ok": 1}
 
 
 @asynccontextmanager
 async def ours() -> AsyncGenerator[Where]:
     gate = {"step_ref": "gate", "step_type": "approval", "approval_timeout_secs": 86_400}
-    async with running() as runtime:
+    async with running(inline_noop=noop) as runtime:
         flow = await make_workflow(runtime, "orders", [gate])
+        three = await make_workflow(runtime, "three", chain(3, "inline_noop"))
         ids = [await start_run(runtime, flow) for _ in range(RUNS)]
         _, key = await runtime.catalog.keys.create(
             name="benchmark", project_id=PROJECT, scopes=SCOPES, by=ADMIN
         )
         server = await serve_app(create_app(runtime.gateway, runtime.settings), "127.0.0.1", 0)
-        yield Where(port=server.port, key=key, run_id=ids[-1], workflow_id=flow.id)
+        yield Where(
+            port=server.port, key=key, run_id=ids[-1], workflow_id=flow.id, chain_id=three.id
+        )
         await server.stop()
 
 

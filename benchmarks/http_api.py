@@ -96,28 +96,38 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[bytes], where: Where) -> None:
         self._tasks = Path(f"/proc/{process.pid}/task")
-        self._port = where.port
+        self.where = where
         key = f"authorization: Bearer {where.key}\r\n" if where.key else ""
-        common = f"host: localhost:{where.port}\r\naccept: */*\r\n{key}"
-        self.get = f"GET /v1/workflow-runs/{where.run_id} HTTP/1.1\r\n{common}\r\n".encode()
-        url = "/v1/workflow-runs?project_id=bench&limit=50"
-        self.list = f"GET {url} HTTP/1.1\r\n{common}\r\n".encode()
-        body = '{"payload":{"order":17}}'
-        self.trigger = (
-            f"POST /v1/workflows/{where.workflow_id}/trigger HTTP/1.1\r\n{common}"
+        self._common = f"host: localhost:{where.port}\r\naccept: */*\r\n{key}"
+        self.get = self.path(f"/v1/workflow-runs/{where.run_id}")
+        self.list = self.path("/v1/workflow-runs?project_id=bench&limit=50")
+        url = f"/v1/workflows/{where.workflow_id}/trigger"
+        self.trigger = self.post(url, '{"payload":{"order":17}}')
+        self._free: list[Connection] = []
+
+    def path(self, path: str) -> bytes:
+        """A GET as it goes over the wire."""
+        return f"GET {path} HTTP/1.1\r\n{self._common}\r\n".encode()
+
+    def post(self, path: str, body: str = "{}") -> bytes:
+        return (
+            f"POST {path} HTTP/1.1\r\n{self._common}"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
         ).encode()
-        self._free: list[Connection] = []
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(TRIGGERING):
-            _, protocol = await loop.create_connection(Connection, "127.0.0.1", self._port)
+            _, protocol = await loop.create_connection(Connection, "127.0.0.1", self.where.port)
             self._free.append(protocol)
 
     def close(self) -> None:
         for connection in self._free:
             connection.close()
+
+    async def ask(self, request: bytes) -> bytes:
+        """Over the first connection, while nobody else uses it."""
+        return await self._free[0].ask(request)
 
     def cpu_us(self) -> float:
         """Processor time of the process so far, all threads."""
