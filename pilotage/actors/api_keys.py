@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -25,7 +26,10 @@ from pilotage.actors.errors import (
 )
 from pilotage.actors.kernel.clock import Clock
 from pilotage.actors.principal import ADMIN, ANY, SCOPES, Principal
+from pilotage.persistence import codec
 from pilotage.persistence.port import Record, Store
+
+logger = logging.getLogger(__name__)
 
 KIND = "api_key"
 PREFIX = "plt_"
@@ -54,9 +58,6 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class _Entry(msgspec.Struct, frozen=True):
     key: ApiKey
     principal: Principal
-
-
-_DECODER = msgspec.msgpack.Decoder(ApiKey)
 
 
 def hash_of(key: str) -> str:
@@ -140,7 +141,7 @@ class ApiKeys:
                 kind=KIND,
                 project_id=project_id,
                 id=key.id,
-                data=msgspec.msgpack.encode(key),
+                data=codec.encode_record(key),
                 created_at_ms=now,
             )
             with catalog_errors("api key"):
@@ -208,7 +209,10 @@ class ApiKeys:
             with catalog_errors("api key"):
                 page = await self._store.list_records(KIND, None, _PAGE, after)
             for row in page.rows:
-                self._hold(_DECODER.decode(row.data))
+                try:
+                    self._hold(codec.decode_record(row.data, ApiKey))
+                except codec.SnapshotError as error:  # it must not lock out the others
+                    logger.error("api key %s is refused: %s", row.id, error)  # noqa: TRY400
             after = page.next_after
             if after is None:
                 return

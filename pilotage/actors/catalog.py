@@ -24,9 +24,6 @@ from pilotage.actors.catalog_model import (
     Job,
     Workflow,
     WorkflowVersion,
-    decode,
-    decoder_for,
-    encode,
     same_spec,
 )
 from pilotage.actors.catalog_records import (
@@ -40,6 +37,7 @@ from pilotage.actors.catalog_records import (
 from pilotage.actors.errors import ConflictError, InvalidError, NotFoundError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.kernel.clock import Clock
+from pilotage.persistence import codec
 from pilotage.persistence.port import IdempotencyRecord, Store
 from pilotage.runtime.definition import JobPolicy, JobSpec, WorkflowSpec
 from pilotage.runtime.graph import StepGraph
@@ -69,8 +67,8 @@ class PythonJobs(Protocol):
 
 
 def _filing(kind: str, type_: type[D]) -> Filing[D]:
-    decoder = decoder_for(type_)
-    return Filing(kind=kind, encode=encode, decode=partial(decode, decoder=decoder, what=kind))  # type: ignore[arg-type]
+    decode = partial(codec.decode_definition, as_type=type_)
+    return Filing(kind=kind, encode=codec.encode_definition, decode=decode)  # type: ignore[arg-type]
 
 
 class Listeners:

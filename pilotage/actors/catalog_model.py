@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
 
-from pilotage.persistence.port import StoreError
 from pilotage.runtime.definition import JobSpec, WorkflowSpec
-
-SCHEMA = b"\x01"
-"""First byte of every stored definition: the version of its encoding."""
 
 
 class Workflow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,34 +51,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_at_ms: int
     updated_at_ms: int
     revision: int = 1
-
-
-class UnknownSchemaError(StoreError):
-    """A definition was written by a newer version of this software."""
-
-    def __init__(self, what: str, found: int) -> None:
-        super().__init__(
-            f"stored {what} has encoding version {found}; this release reads up to "
-            f"{SCHEMA[0]}: start the release that wrote it, or a newer one"
-        )
-        self.found = found
-
-
-T = TypeVar("T")
-
-
-def encode(value: Workflow | WorkflowVersion | Job) -> bytes:
-    return SCHEMA + msgspec.json.encode(value)
-
-
-def decoder_for(type_: type[T]) -> msgspec.json.Decoder[T]:
-    return msgspec.json.Decoder(type_)
-
-
-def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    if data[:1] != SCHEMA:
-        raise UnknownSchemaError(what, data[0] if data else 0)
-    return decoder.decode(memoryview(data)[1:])
 
 
 def same_spec(a: WorkflowSpec, b: WorkflowSpec) -> bool:

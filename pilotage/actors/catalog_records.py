@@ -6,6 +6,7 @@ overlaps a write never fills the cache. Store errors become the errors a caller 
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Generator
@@ -15,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from pilotage.actors.errors import ConflictError, UnavailableError
+from pilotage.persistence.codec import SnapshotError
 from pilotage.persistence.port import (
     BoundReachedError,
     FencedError,
@@ -25,6 +27,8 @@ from pilotage.persistence.port import (
     Store,
     StoreUnavailableError,
 )
+
+logger = logging.getLogger(__name__)
 
 Position = tuple[int, str]
 """(created_at_ms, id) of the last row of a page."""
@@ -60,6 +64,8 @@ def catalog_errors(what: str) -> Generator[None, None, None]:
         raise UnavailableError(str(exc), 60) from exc
     except StoreUnavailableError as exc:
         raise UnavailableError("the store is away; try again") from exc
+    except SnapshotError as exc:
+        raise ConflictError(f"the {what} cannot be read: {exc}") from exc
 
 
 class Filed(Protocol):
@@ -110,7 +116,8 @@ class Shelf(Generic[T]):
             record = await self._store.get_record(self._filing.kind, item_id)
         if record is None:
             return None
-        item = self._filing.decode(record.data)
+        with catalog_errors(self._filing.kind):
+            item = self._filing.decode(record.data)
         if seen == self._writes:
             self._cache(item, len(record.data))
         return item
@@ -172,7 +179,13 @@ class Shelf(Generic[T]):
         """Newest first; `partition` None: of all."""
         with catalog_errors(self._filing.kind):
             page = await self._store.list_records(self._filing.kind, partition, limit, after)
-        return [self._filing.decode(row.data) for row in page.rows], page.next_after
+        items: list[T] = []
+        for row in page.rows:
+            try:
+                items.append(self._filing.decode(row.data))
+            except SnapshotError as error:  # it must not take the others with it
+                logger.error("%s %s is left out: %s", self._filing.kind, row.id, error)  # noqa: TRY400
+        return items, page.next_after
 
     def _cache(self, item: T, size: int) -> None:
         self._drop(item.id)

@@ -8,18 +8,23 @@ each goes to one step: a step that was given one and does not take it gives it b
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+from itertools import count
 
 import msgspec
 
 from pilotage.actors.errors import UnavailableError
 from pilotage.actors.kernel import Clock
 from pilotage.actors.messages import Answer
+from pilotage.persistence import codec
 from pilotage.persistence.port import Store, StoreError
 from pilotage.runtime.commands import EventReceived
 from pilotage.runtime.inputs import normal
 from pilotage.runtime.replies import Done
 from pilotage.runtime.status import StepStatus
+
+logger = logging.getLogger(__name__)
 
 Deliver = Callable[[str, EventReceived], Awaitable[Answer | None]]
 """Hands a command to a run; None if the run is gone, `UnavailableError` if it may come later."""
@@ -34,16 +39,12 @@ class EventReceipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     expires_at_ms: int | None = None
 
 
-class _Kept(msgspec.Struct, frozen=True, array_like=True):
+class KeptEvent(msgspec.Struct, frozen=True, array_like=True):
     """An event in the store, with what is needed to give it back."""
 
     event_id: str
     expires_at_ms: int
     payload: bytes | None = None
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(_Kept)
 
 
 class EventHub:
@@ -78,9 +79,8 @@ class EventHub:
             return  # it would be given the same event twice
         self._taking.add(claimed_by)
         try:
-            data = await self._store.take_event(project_id, key, claimed_by, self._fence())
-            if data is not None:
-                kept = _DECODER.decode(data)
+            kept = await self._oldest(project_id, key, claimed_by)
+            if kept is not None:
                 command = EventReceived(
                     step=step, attempt=attempt, payload=kept.payload, actor="event"
                 )
@@ -90,7 +90,20 @@ class EventHub:
         finally:
             self._taking.discard(claimed_by)
 
-    async def _give_back(self, project_id: str, key: str, kept: _Kept) -> None:
+    async def _oldest(self, project_id: str, key: str, claimed_by: str) -> KeptEvent | None:
+        """The oldest kept event; one that cannot be read is left behind, it goes by itself."""
+        for n in count():
+            taker = f"{claimed_by}~{n}" if n else claimed_by
+            data = await self._store.take_event(project_id, key, taker, self._fence())
+            if data is None:
+                break
+            try:
+                return codec.decode_record(data, KeptEvent)
+            except codec.SnapshotError as error:
+                logger.error("an event of key %s is lost: %s", key, error)  # noqa: TRY400
+        return None
+
+    async def _give_back(self, project_id: str, key: str, kept: KeptEvent) -> None:
         now = self._clock.now_ms()
         left_ms = kept.expires_at_ms - now
         if left_ms > 0:
@@ -115,7 +128,7 @@ class EventHub:
         if delivered or buffer_secs <= 0:
             return EventReceipt(event_key=key, delivered=delivered, buffered=False)
         expires_at_ms = now_ms + buffer_secs * 1000
-        await self._offer(project_id, key, _Kept(event_id, expires_at_ms, payload), buffer_secs)
+        await self._offer(project_id, key, KeptEvent(event_id, expires_at_ms, payload), buffer_secs)
         return EventReceipt(event_key=key, delivered=0, buffered=True, expires_at_ms=expires_at_ms)
 
     async def _to_all(self, project_id: str, key: str, payload: bytes | None, actor: str) -> int:
@@ -139,9 +152,9 @@ class EventHub:
             for answer in answers
         )
 
-    async def _offer(self, project_id: str, key: str, event: _Kept, secs: int) -> None:
+    async def _offer(self, project_id: str, key: str, event: KeptEvent, secs: int) -> None:
         """Keep the event, and give it to a step that has parked in the meantime."""
-        data = _ENCODER.encode(event)
+        data = codec.encode_record(event)
         try:
             room = await self._store.buffer_event(
                 project_id, key, event.event_id, data, secs, self._fence()

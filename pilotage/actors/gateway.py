@@ -14,6 +14,7 @@ from pilotage.actors.answers import BulkItem, each, previewed, raise_rejection, 
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
 from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.catalog_records import catalog_errors
 from pilotage.actors.creation import Creation
 from pilotage.actors.errors import (
     NotFoundError,
@@ -398,7 +399,8 @@ class Gateway(RunReader):
         data = await self._stored(
             lambda: self.store.idempotency(idempotency.project_id, idempotency.key)
         )
-        return None if data is None else recall(data).reference
+        with catalog_errors("idempotency record"):
+            return None if data is None else recall(data).reference
 
     # --- events --------------------------------------------------------------------------------
 

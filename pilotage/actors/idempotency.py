@@ -10,6 +10,7 @@ import hashlib
 
 import msgspec
 
+from pilotage.persistence import codec
 from pilotage.persistence.port import IdempotencyRecord
 
 KEPT_SECS = 86_400
@@ -54,15 +55,11 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
         return IdempotencyRecord(
             project_id=self.project_id,
             key=self.key,
-            data=_ENCODER.encode(remembered),
+            data=codec.encode_record(remembered),
             ttl_secs=KEPT_SECS,
         )
 
 
 def recall(data: bytes) -> Remembered:
-    """The first answer, from what the store kept of it."""
-    return _DECODER.decode(data)
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Remembered)
+    """The first answer, from what the store kept of it; raises `SnapshotError`."""
+    return codec.decode_record(data, Remembered)

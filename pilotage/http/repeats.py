@@ -128,9 +128,9 @@ async def _first_or_again(
 async def _known(api: Api, idempotency: Idempotency) -> Remembered | None:
     with catalog_errors("idempotency record"):
         data = await api.gateway.store.idempotency(idempotency.project_id, idempotency.key)
-    if data is None:
-        return None
-    known = recall(data)
+        if data is None:
+            return None
+        known = recall(data)
     if known.request_hash != idempotency.request_hash:
         raise InvalidError(
             "this Idempotency-Key was used for another request; use a new key",

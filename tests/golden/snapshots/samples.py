@@ -6,6 +6,11 @@ from typing import Any
 
 import msgspec
 
+from pilotage.actors.api_keys import ApiKey
+from pilotage.actors.catalog_model import Job, Workflow, WorkflowVersion
+from pilotage.actors.event_hub import KeptEvent
+from pilotage.actors.idempotency import Remembered
+from pilotage.actors.job_runs import JobRunRecord, LogLine, Progress
 from pilotage.persistence import codec
 from pilotage.persistence.codec import FinishedRun
 from pilotage.runtime.definition import JobPolicy, JobSpec, StepSpec, WorkflowSpec
@@ -15,6 +20,7 @@ from pilotage.runtime.state import Resolution, RunHead, RunVitals, StepState, ch
 from pilotage.runtime.status import (
     Backoff,
     ExecutionMode,
+    JobRunStatus,
     OnFailure,
     RunStatus,
     SkippedBy,
@@ -150,11 +156,86 @@ SAMPLES: dict[str, Any] = {
         max_concurrency=3,
         signing_secret="not a secret",
     ),
+    "definition-workflow": Workflow(
+        id=CHILD_ID,
+        project_id="project-1",
+        name="Order fulfilment",
+        slug="order-fulfilment",
+        description="größer",
+        tags={"team": "red"},
+        enabled=False,
+        version=7,
+        version_id="ver_7",
+        spec=WORKFLOW,
+        created_by="key deploy",
+        created_at_ms=AT,
+        updated_at_ms=AT + 1,
+        revision=9,
+    ),
+    "definition-version": WorkflowVersion(
+        id="ver_7",
+        workflow_id=CHILD_ID,
+        project_id="project-1",
+        version=7,
+        spec=WorkflowSpec(
+            steps=(StepSpec(step_ref="a", job_id="j", payload={"big": 1 << 80, "f": 0.5}),)
+        ),
+        created_by="key deploy",
+        created_at_ms=AT,
+    ),
+    "definition-job": Job(
+        id=CHILD_ID,
+        project_id="project-1",
+        name="Charge",
+        slug="charge",
+        spec=JobSpec(endpoint_url="https://example.test/job", signing_secret="not a secret"),
+        tags={"team": "red"},
+        enabled=False,
+        created_at_ms=AT,
+        updated_at_ms=AT + 1,
+        revision=2,
+    ),
+    "record-attempt": JobRunRecord(
+        job="charge",
+        status=JobRunStatus.FAILED,
+        payload=b'{"n": 1}',
+        error="boom",
+        error_class="transient",
+        progress=Progress(percent=50.5, message="half"),
+        logs=(LogLine(at_ms=AT, level="info", message="größer", data=b"[1]"),),
+        dropped_logs=3,
+        started_at_ms=AT + 1,
+        finished_at_ms=AT + 2,
+        next_retry_at_ms=AT + 3,
+        created_at_ms=AT,
+        heartbeat_secs=1.5,
+    ),
+    "record-key": ApiKey(
+        id=CHILD_ID,
+        project_id="project-1",
+        name="deploy",
+        scopes=("workflows:read", "jobs:read"),
+        hash="ab" * 32,
+        created_at_ms=AT,
+        created_by="admin",
+        expires_at_ms=AT + 2,
+    ),
+    "record-answer": Remembered(
+        request_hash="cd" * 32, status=201, reference=RUN_ID, body=b'{"id": 1}'
+    ),
+    "record-event": KeptEvent("event-1", AT, b"[1]"),
 }
 TYPES: dict[str, type[msgspec.Struct]] = {
     "history-completed": StepCompleted,
     "record-workflow": WorkflowSpec,
     "record-job": JobSpec,
+    "definition-workflow": Workflow,
+    "definition-version": WorkflowVersion,
+    "definition-job": Job,
+    "record-attempt": JobRunRecord,
+    "record-key": ApiKey,
+    "record-answer": Remembered,
+    "record-event": KeptEvent,
 }
 
 
@@ -170,6 +251,7 @@ ENCODERS: dict[str, Any] = {
     "message": codec.encode_message,
     "history": codec.encode_history,
     "record": codec.encode_record,
+    "definition": codec.encode_definition,
 }
 DECODERS: dict[str, Any] = {
     "head": codec.decode_head,
@@ -179,6 +261,7 @@ DECODERS: dict[str, Any] = {
     "message": codec.decode_message,
     "history": codec.decode_history,
     "record": codec.decode_record,
+    "definition": codec.decode_definition,
 }
 
 

@@ -117,6 +117,13 @@ def test_one_kind_of_value_is_not_taken_for_another(name: str, other: str) -> No
         DECODERS[other](encoded(name, SAMPLES[name]))
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_kind_of_value_is_refused_in_a_newer_version(name: str) -> None:
+    data = encoded(name, SAMPLES[name])
+    with pytest.raises(codec.SnapshotVersionError, match="schema version 2"):
+        decoded(name, bytes([codec.SCHEMA_VERSION + 1]) + data[1:])
+
+
 def test_a_newer_version_is_refused_by_name() -> None:
     newer = bytes([codec.SCHEMA_VERSION + 1]) + codec.encode_step(STEP_FULL)[1:]
     with pytest.raises(codec.SnapshotVersionError, match=r"version 2, .* reads up to 1") as e:
