@@ -11,11 +11,13 @@ import ipaddress
 import socket
 from typing import Any
 
-from aiohttp import ClientTimeout, TCPConnector
+from aiohttp import ClientTimeout
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
+
+from pilotage.actors.executors.connector import CleanConnector
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -123,7 +125,7 @@ def guarded_socket(info: tuple[Any, ...]) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-class GuardedConnector(TCPConnector):
+class GuardedConnector(CleanConnector):
     """Looks at the other end of every connection, pooled ones too, before it is used."""
 
     async def connect(

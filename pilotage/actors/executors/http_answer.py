@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from pilotage.actors.executors.port import MAX_OUTPUT_BYTES, Accepted, Completed
 RETRYABLE_4XX = frozenset({408, 409, 425, 429})
 RETRY_AFTER_STATUSES = frozenset({429, 503})
 EXCERPT_BYTES = 512
+_NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "unicode-escape", "undefined"})
+"""Codecs of Python's that no document is written in; some take the square of the time."""
 
 HttpOutcome = Accepted | Completed | Failed
 
@@ -86,9 +89,8 @@ def _json(body: bytes) -> bytes | Failed:
 
 
 def _text(answer: Answer) -> bytes | Failed:
-    try:
-        text = answer.body.decode(answer.charset or "utf-8")
-    except (UnicodeDecodeError, LookupError):
+    text = _decoded(answer.body, answer.charset or "utf-8")
+    if text is None:
         return Failed(
             f"the answer ({answer.media_type or 'no content type'}) is neither JSON nor text",
             "bad_answer",
@@ -96,6 +98,14 @@ def _text(answer: Answer) -> bytes | Failed:
         )
     outcome = encoded_outcome(text, None, msgspec.json.encode)
     return outcome if isinstance(outcome, Failed) else outcome.output or b"null"
+
+
+def _decoded(body: bytes, charset: str) -> str | None:
+    try:
+        name = codecs.lookup(charset).name
+        return None if name in _NO_CHARSETS else body.decode(name)
+    except (ValueError, LookupError):  # `ValueError`: of Unicode, and of names that cannot be one
+        return None
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -110,7 +120,7 @@ def _failure(answer: Answer, now_secs: float) -> Failed:
             f"http_{status}",
             final=True,
         )
-    final = status < 500 and status not in RETRYABLE_4XX
+    final = 400 <= status < 500 and status not in RETRYABLE_4XX
     delay = None
     if status in RETRY_AFTER_STATUSES and answer.retry_after is not None:
         delay = retry_after_secs(answer.retry_after, now_secs)

@@ -26,6 +26,7 @@ from pilotage.actors.executors.addresses import (
     guarded_socket,
 )
 from pilotage.actors.executors.connections import Connections, room_for
+from pilotage.actors.executors.connector import CleanConnector
 from pilotage.actors.executors.host_gate import CallLater, HostGate, Visit
 from pilotage.actors.executors.http_answer import Answer, HttpOutcome, outcome_of_answer
 from pilotage.actors.executors.invoke import bounded_error
@@ -183,18 +184,8 @@ class HttpExecutor:
                 visit.unreachable()
                 return Failed("the endpoint could not be reached in time", "connect_timeout")
             return Failed(f"timed out after {attempt.timeout_secs:g} s", "timeout")
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            refused = _refused(error)
-            if refused is not None:
-                return refused
-            visit.unreachable()
-            return Failed(
-                bounded_error(f"the endpoint could not be reached: {_reason(error)}"),
-                "unreachable",
-            )
-        except aiohttp.ClientError as error:
-            visit.answered()
-            return Failed(bounded_error(f"the answer is broken: {_reason(error)}"), "broken_answer")
+        except (aiohttp.ClientError, OSError) as error:
+            return _not_answered(error, visit)
         visit.answered()
         return answer
 
@@ -257,7 +248,7 @@ class HttpExecutor:
             "keepalive_timeout": settings.keepalive_secs,
         }
         if settings.allow_private_endpoints:
-            connector = aiohttp.TCPConnector(resolver=resolver, **options)
+            connector = CleanConnector(resolver=resolver, **options)
         else:
             connector = GuardedConnector(
                 resolver=GuardedResolver(resolver), socket_factory=guarded_socket, **options
@@ -285,14 +276,12 @@ async def _read(response: aiohttp.ClientResponse) -> Answer:
     if success and size is not None and size > bound:
         response.close()
     else:
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-            body += chunk
-            if len(body) > bound:
-                response.close()
-                size = None
-                break
-        else:
-            size = len(body)
+        try:
+            size = await _read_into(body, response, bound)
+        except aiohttp.ClientPayloadError:
+            if success:
+                raise
+            size = None  # the status says enough
     return Answer(
         status=response.status,
         media_type=response.content_type if "Content-Type" in response.headers else "",
@@ -303,12 +292,42 @@ async def _read(response: aiohttp.ClientResponse) -> Answer:
     )
 
 
+async def _read_into(body: bytearray, response: aiohttp.ClientResponse, bound: int) -> int | None:
+    """The size of the whole body; None if it is more than the bound and was not read to its end."""
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > bound:
+            response.close()
+            return None
+    return len(body)
+
+
 def _bad_endpoint(problem: str) -> Failed:
     return Failed(
         bounded_error(f"the job's endpoint_url cannot be used: {problem}"),
         "bad_endpoint",
         final=True,
     )
+
+
+def _not_answered(error: aiohttp.ClientError | OSError, visit: Visit) -> Failed:
+    """Only a connection that did not come to be counts against the host: what it does with one
+    may be the job's fault, and holds back no other job.
+    """
+    refused = _refused(error)
+    if refused is not None:
+        return refused
+    if isinstance(error, aiohttp.ClientConnectorError):
+        visit.unreachable()
+        return Failed(
+            bounded_error(f"the endpoint could not be reached: {_reason(error)}"), "unreachable"
+        )
+    visit.answered()
+    if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
+        text, word = "the connection was lost before the answer", "connection_lost"
+    else:
+        text, word = "the answer is broken", "broken_answer"
+    return Failed(bounded_error(f"{text}: {_reason(error)}"), word)
 
 
 def _refused(error: BaseException) -> Failed | None:

@@ -60,6 +60,11 @@ def test_202_is_accepted_whatever_it_carries() -> None:
         answer(200, b"[" * 200_000),
         answer(200, b"\xff\xfe", "application/octet-stream"),
         answer(200, b"\xff\xfe", "text/plain", "no-such-charset"),
+        answer(200, b"x", "text/plain", "rot13"),
+        answer(200, b"x", "text/plain", "undefined"),
+        answer(200, b"x", "text/plain", "punycode"),
+        answer(200, b"x", "text/plain", "IDNA"),
+        answer(200, b"x", "text/plain", "\x00"),
         answer(200, b"\xff\xfe", ""),
     ],
 )
@@ -86,7 +91,7 @@ def test_what_the_client_did_wrong_is_final(status: int) -> None:
     assert failed(answer(status)).final
 
 
-@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 599])
+@pytest.mark.parametrize("status", [101, 408, 409, 425, 429, 500, 502, 503, 504, 599, 700])
 def test_what_may_pass_is_retryable(status: int) -> None:
     assert not failed(answer(status)).final
 
