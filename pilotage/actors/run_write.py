@@ -14,7 +14,7 @@ from pilotage.runtime.history import entries
 from pilotage.runtime.machine import Transition
 from pilotage.runtime.replies import Reply
 from pilotage.runtime.rules import Rejection
-from pilotage.runtime.state import RunState
+from pilotage.runtime.state import RunState, plain_chunks
 
 
 class Batch:
@@ -71,7 +71,7 @@ def run_write(
         encoded_head = codec.encode_head(head)
     if finished:
         if not was_finished or batch.changed:
-            blob = codec.encode_finished(head, vitals, state.chunks)
+            blob = codec.encode_finished(head, vitals, plain_chunks(state))
     elif was_finished:
         steps = {i: codec.encode_step(s) for i, s in enumerate(state.steps())}
     else:

@@ -19,11 +19,13 @@ A = TypeVar("A", bound="LoopActor")
 class LoopRef(pykka.ActorRef[A]):
     """The address of a `LoopActor`: safe to pass around, usable from any thread."""
 
-    cell: Cell
+    __slots__ = (
+        "_actor_weakref", "actor_class", "actor_inbox", "actor_stopped", "actor_urn", "cell",
+    )  # fmt: skip
 
     def __init__(self, actor: A) -> None:
         super().__init__(actor)
-        self.cell = actor.cell
+        self.cell: Cell = actor.cell
 
     def tell(self, message: Any) -> None:
         """Send without waiting. Raises `pykka.ActorDeadError` and `MailboxFullError`.
@@ -164,6 +166,8 @@ class LoopActor(AdaptedActor):
     loop. None of them may block. It is not in `pykka.ActorRegistry`: whoever spawns keeps the ref.
     """
 
+    __slots__ = ()
+
     mailbox_capacity: ClassVar[int] = 10_000
     """Messages that may wait; one more raises `MailboxFullError` at its sender."""
 
@@ -233,3 +237,9 @@ class LoopActor(AdaptedActor):
     def resume(self) -> None:
         """Take messages again. On the loop only."""
         self.cell.resume()
+
+    def retire(self) -> bool:
+        """End now if nothing waits for this actor, without hooks and without a word to its
+        watchers: who calls it keeps what is needed to make it again. On the loop only.
+        """
+        return self.cell.retire()

@@ -31,7 +31,7 @@ import pykka
 from pilotage.actors.kernel.compat import Envelope, is_stop
 from pilotage.actors.kernel.errors import MailboxFullError
 from pilotage.actors.kernel.mailbox import Cell
-from pilotage.actors.kernel.termination import dead_error, is_system
+from pilotage.actors.kernel.termination import Listener, dead_error, is_system
 
 if TYPE_CHECKING:
     from pilotage.actors.kernel.actor import LoopActor, LoopRef
@@ -104,6 +104,7 @@ class LoopDispatcher:
         self.remote: deque[tuple[Cell, Envelope[Any] | None]] = deque()
         self.obliged: set[Cell] = set()
         """Cells that are paused or owe an answer: idle as they look, `close` must see them."""
+        self._alone: tuple[Listener, ...] = ()
         self._ready: deque[Cell] = deque()
         self._armed = False  # a call of _run is pending; loop thread only
         self._woken = False  # a call of _on_wake is pending; guarded by _lock
@@ -248,6 +249,12 @@ class LoopDispatcher:
         self.slow_turns += 1
         name = "an actor that has ended" if cell.actor is None else str(cell.actor)
         self._slow_report.warn("%s held the event loop for %.0f ms", name, secs * 1000)
+
+    def alone(self, watcher: Listener) -> tuple[Listener, ...]:
+        """`(watcher,)`: one tuple for all the actors that the same watches."""
+        if self._alone != (watcher,):
+            self._alone = (watcher,)
+        return self._alone
 
     def count_refused(self) -> None:
         """A message was refused. From any thread."""

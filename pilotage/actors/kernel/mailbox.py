@@ -445,6 +445,14 @@ class Cell:
             for watcher in watchers:
                 tell_watcher(watcher, last_word)
 
+    def retire(self) -> bool:
+        """Close without a word, if the actor is idle. False: it has mail, or owes an answer."""
+        if self.state != IDLE or self.deferred or self.remote_pending or self.flags:
+            return False
+        self.watchers = ()
+        self.close()
+        return True
+
     # Replies given later.
 
     def owe(self, reply: DeferredReply) -> None:
@@ -476,6 +484,8 @@ class Cell:
             gone = pykka.ActorDeadError(f"{ref} had ended before it was watched")
             last_word = Terminated(urn=ref.actor_urn, reason=gone, ref=ref)
             self.dispatcher.loop.call_soon(tell_watcher, watcher, last_word)
+        elif not self.watchers:
+            self.watchers = self.dispatcher.alone(watcher)
         elif watcher not in self.watchers:
             self.watchers = (*self.watchers, watcher)
 

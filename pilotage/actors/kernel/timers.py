@@ -3,7 +3,7 @@
 Guarantees:
 
 - `set` replaces the timer of its key, `cancel` removes it: O(log n) amortised. What was replaced
-  or cancelled stays in the heap as a dead entry until more than half of it is dead, then it is
+  or cancelled stays in the heap as a dead entry until more than a quarter of it is dead, then it is
   swept.
 - Timers fire in the order they are due, equal ones in the order they were set, never early.
 - A burst of due timers holds the loop for about `SLICE_SECS` or `BUDGET` timers at a time.
@@ -38,6 +38,9 @@ RECHECK_SECS: Final = 2.0
 """The longest sleep while a timer is pending: how late a jump of the wall clock is noticed."""
 SWEEP_MIN: Final = 64
 """Below this many dead entries a sweep saves nothing."""
+
+DEAD_PART: Final = 4
+"""A sweep costs 0.3 µs an entry that lives; a dead entry is 200 bytes."""
 
 _SEQ_BITS: Final = 48  # 2**48 timers set: 8,900 years at 1,000 a second
 
@@ -187,6 +190,6 @@ class Timers(Generic[K]):
 
     def _sweep_if_due(self) -> None:
         dead = len(self._heap) - len(self._live)
-        if dead > SWEEP_MIN and dead * 2 > len(self._heap):
+        if dead > SWEEP_MIN and dead * DEAD_PART > len(self._heap):
             self._heap = list(self._live.values())
             heapq.heapify(self._heap)
