@@ -342,13 +342,14 @@ class MemoryStore:
         run = self._content().runs.get(run_id)
         return run.job_runs.get((step, attempt)) if run is not None else None
 
-    async def expired_run_ids(self, now_ms: int, limit: int) -> list[str]:
+    async def expired_run_ids(self, now_ms: int, limit: int, skip: int = 0) -> list[str]:
         kept = [
             (run.index.keep_until_ms, run.index.created_at_ms, run_id)
             for run_id, run in self._content().runs.items()
             if run.blob is not None and run.index.keep_until_ms is not None
         ]
-        return [run_id for until, _, run_id in sorted(kept) if until <= now_ms][:limit]
+        expired = [run_id for until, _, run_id in sorted(kept) if until <= now_ms]
+        return expired[skip : skip + limit]
 
     async def delete_runs(self, run_ids: Sequence[str], fence: int) -> int:
         runs, deleted = self._content(fence).runs, 0
@@ -358,6 +359,10 @@ class MemoryStore:
                 del runs[run_id]
                 deleted += 1
         return deleted
+
+    async def purge_runs(self, run_ids: Sequence[str], fence: int) -> int:
+        runs = self._content(fence).runs
+        return sum(runs.pop(run_id, None) is not None for run_id in dict.fromkeys(run_ids))
 
     # --- idempotency -------------------------------------------------------------------------
 

@@ -152,7 +152,7 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """What a list shows of a run: no steps, no outputs. `head` as given at creation; both parts
-    are empty for a run that the asker knows.
+    are empty for a run that the asker knows, and for one that is damaged.
     """
 
     run_id: str
@@ -252,7 +252,11 @@ class Store(Protocol):
         """Write the batch; one verdict per write, in order."""
         ...
 
-    async def load_runs(self, run_ids: Sequence[str]) -> list[StoredRun | None]: ...
+    async def load_runs(self, run_ids: Sequence[str]) -> list[StoredRun | None]:
+        """In order; None: there is none of that id. A run whose parts cannot even be told apart
+        comes with empty ones, which the codec refuses; it does not keep the others from coming.
+        """
+        ...
 
     async def active_run_ids(self) -> list[str]:
         """Every run that is not terminal or still has outbox messages; earliest due first."""
@@ -282,13 +286,21 @@ class Store(Protocol):
 
     async def job_run(self, run_id: str, step: int, attempt: int) -> bytes | None: ...
 
-    async def expired_run_ids(self, now_ms: int, limit: int) -> list[str]:
-        """Finished runs whose `keep_until_ms` has passed, longest first."""
+    async def expired_run_ids(self, now_ms: int, limit: int, skip: int = 0) -> list[str]:
+        """Finished runs whose `keep_until_ms` has passed, longest first, without the first
+        `skip`.
+        """
         ...
 
     async def delete_runs(self, run_ids: Sequence[str], fence: int) -> int:
         """Remove finished runs with everything they have; how many there were. Active runs, runs
         with outbox messages and runs that are to be kept for good are left alone.
+        """
+        ...
+
+    async def purge_runs(self, run_ids: Sequence[str], fence: int) -> int:
+        """Remove runs whatever state they are in, readable or not, with everything they have and
+        from every index; how many there were. Costs a look at every index there is.
         """
         ...
 

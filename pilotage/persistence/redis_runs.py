@@ -268,7 +268,10 @@ class RedisRuns:
             return None
         head = run.head
         if run.blob is not None:
-            head = _head_of(run.blob)
+            try:
+                head = _head_of(run.blob)
+            except codec.SnapshotError:
+                return _damaged_row(run_id)
         assert head is not None
         return RunRow(run_id=run_id, head=head, vitals=run.vitals)
 
@@ -310,9 +313,9 @@ class RedisRuns:
 
     # --- removal ------------------------------------------------------------------------------
 
-    async def expired_run_ids(self, now_ms: int, limit: int) -> list[str]:
+    async def expired_run_ids(self, now_ms: int, limit: int, skip: int = 0) -> list[str]:
         found: list[bytes] = await self._link.command(
-            "ZRANGEBYSCORE", self._keys.expire, "-inf", now_ms, "LIMIT", 0, limit
+            "ZRANGEBYSCORE", self._keys.expire, "-inf", now_ms, "LIMIT", skip, limit
         )
         return [key.decode()[TIME_DIGITS:] for key in found]
 
@@ -380,13 +383,16 @@ def _stored(
         message_id.decode(): data
         for message_id, data in zip(messages[0::2], messages[1::2], strict=True)
     }
-    if isinstance(run, bytes):
-        seq, vitals, blob = _unpacked(run)
-        return StoredRun(run_id=run_id, seq=seq, vitals=vitals, blob=blob, outbox=outbox)
-    fields = dict(zip(run[0::2], run[1::2], strict=True))
-    seq = int(fields.pop(b"q").split(b" ", 1)[0])
-    head, vitals = fields.pop(b"r"), fields.pop(b"h")
-    steps = {int(name[1:]): data for name, data in fields.items()}
+    try:
+        if isinstance(run, bytes):
+            seq, vitals, blob = _unpacked(run)
+            return StoredRun(run_id=run_id, seq=seq, vitals=vitals, blob=blob, outbox=outbox)
+        fields = dict(zip(run[0::2], run[1::2], strict=True))
+        seq = int(fields.pop(b"q").split(b" ", 1)[0])
+        head, vitals = fields.pop(b"r"), fields.pop(b"h")
+        steps = {int(name[1:]): data for name, data in fields.items()}
+    except (ValueError, KeyError):  # not even its parts can be told: no codec takes it
+        return StoredRun(run_id=run_id, seq=0, vitals=b"", head=b"", outbox=outbox)
     return StoredRun(run_id=run_id, seq=seq, vitals=vitals, head=head, steps=steps, outbox=outbox)
 
 
@@ -402,9 +408,17 @@ def _row(run_id: str, parts: list[bytes] | bytes) -> RunRow | None:
     """None: more of the run has to be read."""
     if not isinstance(parts, bytes):
         return RunRow(run_id=run_id, head=parts[0], vitals=parts[1])
-    _, vitals, blob = _unpacked(parts)
-    head = codec.finished_head(blob) if blob else None
+    try:
+        _, vitals, blob = _unpacked(parts)
+        head = codec.finished_head(blob) if blob else None
+    except (ValueError, codec.SnapshotError):
+        return _damaged_row(run_id)
     return None if head is None else RunRow(run_id=run_id, head=head, vitals=vitals)
+
+
+def _damaged_row(run_id: str) -> RunRow:
+    """No codec takes it: whoever shows the row learns that it is damaged."""
+    return RunRow(run_id=run_id, head=b"", vitals=b"")
 
 
 def _head_of(blob: bytes) -> bytes:

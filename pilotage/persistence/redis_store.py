@@ -17,6 +17,7 @@ from pilotage.persistence.keys import Keys
 from pilotage.persistence.port import FencedError, LeaseHeldError
 from pilotage.persistence.redis_link import RedisLink
 from pilotage.persistence.redis_records import RedisRecords
+from pilotage.persistence.redis_repair import RedisRepair
 from pilotage.persistence.redis_runs import RedisRuns
 
 DEFAULT_NAMESPACE: Final = "pilotage"
@@ -25,7 +26,7 @@ _SAME_MS: Final = 5
 """The end of a lease is computed as time + rest on the server, each cut to milliseconds."""
 
 
-class RedisStore(RedisRuns, RedisRecords):
+class RedisStore(RedisRuns, RedisRecords, RedisRepair):
     """One namespace of a server: an implementation of `pilotage.persistence.port.Store`.
 
     `url`: redis://, rediss:// or unix://. `timeout_secs` bounds every answer.

@@ -193,13 +193,17 @@ local found = {}
 for i = 1, #KEYS, 2 do
   local fields = redis.pcall('HGETALL', KEYS[i])
   local run
-  if fields.err then run = redis.call('GET', KEYS[i]) elseif #fields > 0 then run = fields end
+  if fields.err then run = redis.pcall('GET', KEYS[i]) elseif #fields > 0 then run = fields end
+  if run and run.err then run = '' end
+  local outbox = run and redis.pcall('HGETALL', KEYS[i + 1]) or false
+  if outbox and outbox.err then run, outbox = '', {} end
   found[#found + 1] = run or false
-  found[#found + 1] = run and redis.call('HGETALL', KEYS[i + 1]) or false
+  found[#found + 1] = outbox
 end
 return found
 """)
-"""KEYS run outbox of each; HASH or STRING, and the outbox, of each."""
+"""KEYS run outbox of each; HASH or STRING, and the outbox, of each. '' is a run that is neither:
+what is wrong with one must not keep the others from being read."""
 
 ROWS: Final = script("""
 local budget, prefix = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -208,10 +212,13 @@ for i = 1, #KEYS do
   if budget <= 0 then break end
   local row = redis.pcall('HMGET', KEYS[i], 'r', 'h')
   if row.err then
-    row = redis.call('GETRANGE', KEYS[i], 0, prefix - 1)
+    row = redis.pcall('GETRANGE', KEYS[i], 0, prefix - 1)
+    if type(row) == 'table' then row = '' end
     budget = budget - #row
-  elseif row[1] then
+  elseif row[1] and row[2] then
     budget = budget - #row[1] - #row[2]
+  elseif redis.call('EXISTS', KEYS[i]) == 1 then
+    row = ''
   else
     row = false
   end
@@ -219,7 +226,8 @@ for i = 1, #KEYS do
 end
 return rows
 """)
-"""KEYS runs; ARGV byte budget, how much of a finished run. {head, vitals} or the first bytes."""
+"""KEYS runs; ARGV byte budget, how much of a finished run. {head, vitals} or the first bytes; ''
+is a run that is neither."""
 
 PAGE: Final = script("""
 local limit, budget, lower, upper = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -283,3 +291,38 @@ return deleted
 """)
 """KEYS fence active expire, of each run: run outbox history jobs index workflow-index tags...;
 ARGV token, of each run: number of tags, stored sequence and a blank, sort key."""
+
+FORGET_RUNS: Final = script("""
+if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return -1 end
+local zsets = tonumber(ARGV[2])
+for i = 2, #KEYS do
+  for a = 3, #ARGV do
+    if i <= zsets + 1 then
+      for letter in string.gmatch('*prhcftx', '.') do
+        redis.call('ZREM', KEYS[i], letter .. ARGV[a])
+      end
+    else
+      redis.call('SREM', KEYS[i], string.sub(ARGV[a], 13))
+    end
+  end
+end
+return 0
+""")
+"""KEYS fence indexes... sets of active runs...; ARGV token, number of indexes, sort keys. The
+runs are in none of them any more."""
+
+UNLINK_RUNS: Final = script("""
+if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return -1 end
+local removed = 0
+for a = 2, #ARGV do
+  local k = 4 * a - 4
+  local gone = redis.call('UNLINK', KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3])
+  if ARGV[a] ~= '' then
+    gone = gone + redis.call('ZREM', KEYS[2], ARGV[a]) + redis.call('ZREM', KEYS[3], ARGV[a])
+  end
+  if gone > 0 then removed = removed + 1 end
+end
+return removed
+""")
+"""KEYS fence active expire, of each run: run outbox history job-runs; ARGV token, the sort key of
+each run or ''. How many there were, whatever state they are in."""

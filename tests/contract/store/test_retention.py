@@ -105,3 +105,45 @@ async def test_a_damaged_run_is_left_where_it_is(redis_world: RedisWorld) -> Non
     await redis_world.put(write)
     assert await redis_world.store.delete_runs([damaged.id, sound.id], redis_world.fence) == 1
     assert await redis_world.store.load_runs([damaged.id]) != [None]
+
+
+async def test_what_stays_can_be_passed_over(world: World) -> None:
+    for number in range(5):
+        await finished(world, Life(number), number)
+    assert await world.store.expired_run_ids(99, 2, 3) == [Life(i).id for i in (3, 4)]
+    assert await world.store.expired_run_ids(99, 2, 5) == []
+
+
+@pytest.mark.parametrize("how", ["active", "finished", "pinned", "talking"])
+async def test_a_purged_run_leaves_nothing_and_the_others_stay(world: World, how: str) -> None:
+    stays = [Life(i, tags={"a": "b"}) for i in (1, 3)]
+    for life in stays:
+        await world.put(life.write(history=2, job_runs={(0, 1): b"job"}))
+    before = await world.contents()
+    life = Life(2, tags={"a": "b", "c": "d"})
+    await world.put(
+        life.write(history=2, job_runs={(0, 1): b"job"}, outbox_add={"m": b"m"}, due_ms=5)
+    )
+    if how != "active":
+        await world.put(
+            life.write(
+                COMPLETED,
+                keep_until_ms=None if how == "pinned" else 100,
+                outbox_done=() if how == "talking" else ("m",),
+            )
+        )
+    unknown = Life(9).id
+    assert await world.store.purge_runs([life.id, unknown, life.id], world.fence) == 1
+    assert await world.contents() == before
+    assert await world.store.load_runs([life.id]) == [None]
+    assert await world.store.purge_runs([life.id], world.fence) == 0
+    assert await world.store.purge_runs([], world.fence) == 0
+
+
+async def test_only_the_owner_purges(world: World) -> None:
+    life = Life(1)
+    await finished(world, life, 1)
+    for run_id in (life.id, Life(2).id):
+        with pytest.raises(FencedError):
+            await world.store.purge_runs([run_id], world.fence - 1)
+    assert await world.store.load_runs([life.id]) != [None]
