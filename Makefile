@@ -68,8 +68,9 @@ format: setup  ## mend what ruff can mend by itself
 
 .PHONY: bench
 SIZE ?= smoke
-bench: setup  ## measure: make bench SCENARIO=name SIZE=smoke|full
-	@$(BIN)/python -m benchmarks --size $(SIZE) $(if $(SCENARIO),--scenario $(SCENARIO))
+bench: setup  ## measure: make bench SCENARIO=name SIZE=smoke|full MINUTES=n (of the soak)
+	@$(BIN)/python -m benchmarks --size $(SIZE) $(if $(SCENARIO),--scenario $(SCENARIO)) \
+		$(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: lock
 lock:  ## newest allowed versions into requirements.lock (needs uv)

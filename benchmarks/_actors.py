@@ -40,17 +40,23 @@ class Spent(NamedTuple):
 async def spent(runtime: Runtime) -> Spent:
     """Asks the store, so not within what is measured to the microsecond."""
     assert isinstance(runtime.store, RedisStore)
-    used = await runtime.store.link.command("INFO", "cpu")
+    return await spent_on(runtime.store)
+
+
+async def spent_on(store: RedisStore) -> Spent:
+    used = await store.link.command("INFO", "cpu")
     store_cpu = float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
     return Spent(time.perf_counter(), time.process_time(), store_cpu)
 
 
 @asynccontextmanager
-async def running(**jobs: Callable[..., Any]) -> AsyncGenerator[Runtime]:
+async def running(
+    registry: JobRegistry | None = None, /, **jobs: Callable[..., Any]
+) -> AsyncGenerator[Runtime]:
     """A runtime with the embedded store (append-only file, everysec). Jobs whose name starts with
     `inline_` run on the actors' loop.
     """
-    registry = JobRegistry()
+    registry = registry or JobRegistry()
     for name, job in jobs.items():
         registry.register(job, name=name, inline=name.startswith("inline_"))
     with tempfile.TemporaryDirectory() as folder:

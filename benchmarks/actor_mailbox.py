@@ -7,6 +7,9 @@ tell_us           one message to a random actor, from tell to handled, sent in b
 tell_one_us       the same with all messages to one actor
 ask_us            one ask and its answer, awaited one after the other on the loop
 ask_thread_us     one blocking ask from another thread
+backlog_ms        one actor with as many messages as there are actors: until all are handled
+fair_ms_p99       while it has that backlog 1,000 others get one ask each: time to their answers
+fair_ms_max       the last of these
 
 Goals at full size (100,000 actors): 800 bytes, tell 4 us, ask 25 us.
 """
@@ -24,12 +27,16 @@ from typing import Any, Final
 
 from pilotage.actors.kernel import LoopActor, LoopDispatcher, LoopRef
 
+NAME: Final = "actor_mailbox"
 ACTORS: Final = {"smoke": 5_000, "full": 100_000}
 MESSAGES: Final = {"smoke": 20_000, "full": 300_000}
 ASKS: Final = {"smoke": 2_000, "full": 20_000}
 BURST: Final = 5_000
 """Messages sent before the loop gets its turn: below the capacity of one mailbox."""
 SEED: Final = 17
+
+ASKERS: Final = 1_000
+"""Actors that are asked while one has a backlog."""
 
 Refs = dict[str, LoopRef["Counter"]]
 
@@ -44,6 +51,10 @@ class Counter(LoopActor):
     def on_receive(self, message: Any) -> int:  # noqa: ARG002  Pykka's signature
         self._total[0] += 1
         return self._total[0]
+
+
+class Hog(Counter):
+    mailbox_capacity = 1_000_000
 
 
 def spawn_all(dispatcher: LoopDispatcher, count: int, total: list[int]) -> Refs:
@@ -96,6 +107,26 @@ def time_blocking_asks(targets: list[LoopRef[Counter]]) -> float:
     return time.perf_counter() - start
 
 
+async def fairness(
+    dispatcher: LoopDispatcher, others: list[LoopRef[Counter]], backlog: int
+) -> tuple[float, list[float]]:
+    """(milliseconds until the backlog of one actor is handled, milliseconds until each of the
+    others, asked behind it, has answered; sorted).
+    """
+    hog = dispatcher.spawn(Hog, "hog", handled := [0])
+    took: list[float] = []
+    start = time.perf_counter()
+    for _ in range(backlog):
+        hog.tell(None)
+    sent = time.perf_counter()
+    answers = [ref.ask(None, block=False) for ref in others]
+    for answer in answers:
+        answer.add_done_callback(lambda: took.append((time.perf_counter() - sent) * 1e3))
+    while handled[0] < backlog or len(took) < len(others):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return (time.perf_counter() - start) * 1e3, sorted(took)
+
+
 async def measure(size: str) -> dict[str, float]:
     choose = random.Random(SEED)
     dispatcher = LoopDispatcher()
@@ -114,6 +145,7 @@ async def measure(size: str) -> dict[str, float]:
     ask_targets = choose.choices(refs, k=asks)
     asked = await time_asks(ask_targets)
     asked_on_thread = await asyncio.to_thread(time_blocking_asks, ask_targets)
+    backlog_ms, fair_ms = await fairness(dispatcher, choose.sample(refs, ASKERS), count)
     await dispatcher.close()
     return {
         "bytes_per_actor": round(bytes_per_actor, 1),
@@ -122,6 +154,9 @@ async def measure(size: str) -> dict[str, float]:
         "tell_one_us": round(one / messages * 1e6, 3),
         "ask_us": round(asked / asks * 1e6, 3),
         "ask_thread_us": round(asked_on_thread / asks * 1e6, 3),
+        "backlog_ms": round(backlog_ms, 3),
+        "fair_ms_p99": round(fair_ms[len(fair_ms) * 99 // 100], 3),
+        "fair_ms_max": round(fair_ms[-1], 3),
     }
 
 

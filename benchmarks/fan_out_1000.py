@@ -6,6 +6,7 @@ file, everysec).
 median_ms         no-op jobs that run inline. Goal: 400 on an idle machine
 async_median_ms   ordinary `async def` jobs, on the loop of the jobs
 cpu_ms            processor time of this process in a run of inline jobs
+store_cpu_ms      processor time of the store in such a run
 writes            round trips to the store in a run of inline jobs
 """
 
@@ -15,7 +16,7 @@ import asyncio
 import statistics
 from typing import Any
 
-from benchmarks._actors import running
+from benchmarks._actors import running, spent
 from benchmarks.fan_out import JOB, LARGE, fan, noop, timed
 
 NAME = "fan_out_1000"
@@ -30,19 +31,22 @@ async def _measure(size: str) -> dict[str, float]:
     inline: list[tuple[float, float]] = []
     ordinary: list[float] = []
     writes: list[int] = []
+    store_cpu: list[float] = []
     async with running(**{JOB: noop, "noop": _async_noop}) as runtime:
         flow, other = await fan(runtime, LARGE), await fan(runtime, LARGE, "noop")
         await timed(runtime, flow)
         await timed(runtime, other)
         for _ in range(ROUNDS[size]):
-            before = runtime.writer.batches
+            before, used = runtime.writer.batches, await spent(runtime)
             inline.append(await timed(runtime, flow))
+            store_cpu.append((await spent(runtime)).since(used).store_cpu * 1e3)
             writes.append(runtime.writer.batches - before)
             ordinary.append((await timed(runtime, other))[0])
     return {
         "median_ms": statistics.median(took for took, _ in inline),
         "async_median_ms": statistics.median(ordinary),
         "cpu_ms": statistics.median(cpu for _, cpu in inline),
+        "store_cpu_ms": statistics.median(store_cpu),
         "writes": statistics.median(writes),
     }
 

@@ -10,6 +10,8 @@ store_bytes_per_run   growth of the store's memory a run, all in all (state, his
 make_per_s            runs a second from trigger to parked
 release_s             from the first approval to the end of the last run. Goal: 30 (full size)
 release_per_s         the same as a rate
+release_cpu_us        processor time of this process a released run
+release_store_cpu_us  processor time of the store a released run
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._actors import make_workflow, running, start_run
+from benchmarks._actors import make_workflow, running, spent, start_run
 from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
@@ -119,17 +121,19 @@ async def _measure(size: str) -> dict[str, float]:
         async def approve(run_id: str) -> None:
             await runtime.gateway.approve(run_id, "gate", ADMIN, None, "bench")
 
-        started = time.perf_counter()
+        before = await spent(runtime)
         await in_turns(approve, ids)
         await emptied(runtime)
-        released = time.perf_counter() - started
+        used = (await spent(runtime)).since(before)
     return {
         "bytes_per_run": memory / count - PAYLOAD_BYTES,
         "payload_bytes": float(PAYLOAD_BYTES),
         "store_bytes_per_run": stored / count,
         "make_per_s": count / made,
-        "release_s": released,
-        "release_per_s": count / released,
+        "release_s": used.wall,
+        "release_per_s": count / used.wall,
+        "release_cpu_us": used.cpu / count * 1e6,
+        "release_store_cpu_us": used.store_cpu / count * 1e6,
     }
 
 
