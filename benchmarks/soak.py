@@ -2,9 +2,9 @@
 
 So many runs a second are triggered in this process, each when it is due whether or not the others
 have been answered; a run has an inline job, an ordinary `async def` job, a short sleep and an
-approval, which is given half a second later. Runs that wait for weeks lie beside them. The time is cut
-into windows; after each, garbage is collected, free memory given back, and what is left is counted.
-A finished run must leave nothing in the process (the store keeps it: that is shown apart).
+approval, which is given half a second later. Runs that wait for weeks lie beside them. The time is
+cut into windows; after each, garbage is collected, free memory given back, and what is left is
+counted. A finished run must leave nothing in the process (the store keeps it: that is shown apart).
 
 `make bench SCENARIO=soak SIZE=full MINUTES=60` sets the time (full size: 5 minutes without it).
 
