@@ -58,7 +58,8 @@ class EventHub:
         self._fence = fence
         self._deliver = deliver
         self._parked: dict[tuple[str, str], dict[tuple[str, int], int]] = {}
-        self._taking: set[str] = set()
+        self._taking: dict[str, bool] = {}
+        """Who is being given an event, and whether one has come since it was looked for."""
 
     def park(self, project_id: str, key: str, run_id: str, step: int, attempt: int) -> None:
         self._parked.setdefault((project_id, key), {})[run_id, step] = attempt
@@ -75,11 +76,15 @@ class EventHub:
     ) -> None:
         """Give a step that has just parked the oldest event kept for its key, if there is one."""
         claimed_by = f"{run_id}/{step}/{attempt}"
-        if claimed_by in self._taking:
-            return  # it would be given the same event twice
-        self._taking.add(claimed_by)
+        if claimed_by in self._taking:  # it would be given the same event twice
+            self._taking[claimed_by] = True
+            return
         try:
-            kept = await self._oldest(project_id, key, claimed_by)
+            again = True
+            while again:
+                self._taking[claimed_by] = False
+                kept = await self._oldest(project_id, key, claimed_by)
+                again = kept is None and self._taking[claimed_by]
             if kept is not None:
                 command = EventReceived(
                     step=step, attempt=attempt, payload=kept.payload, actor="event"
@@ -88,7 +93,7 @@ class EventHub:
                 if not _took(answer, command):
                     await self._give_back(project_id, key, kept)
         finally:
-            self._taking.discard(claimed_by)
+            del self._taking[claimed_by]
 
     async def _oldest(self, project_id: str, key: str, claimed_by: str) -> KeptEvent | None:
         """The oldest kept event; one that cannot be read is left behind, it goes by itself."""

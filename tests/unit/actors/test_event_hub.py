@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,41 @@ async def test_a_step_that_parks_while_an_event_is_being_kept_gets_it_once(world
     await wait_until(lambda: world.taken == [("a", b"1")], "it was delivered, once")
     world.gone.discard("b")
     await world.park("b")
+    assert world.taken == [("a", b"1")]
+
+
+class SlowStore(MemoryStore):
+    """Keeps an event when it may; looks for one at once, and tells when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryServer())
+        self.keep = asyncio.Event()
+        self.looked = asyncio.Event()
+        self.tell = asyncio.Event()
+
+    async def buffer_event(self, *event: Any) -> bool:
+        await self.keep.wait()
+        return await super().buffer_event(*event)
+
+    async def take_event(self, *taker: Any) -> bytes | None:
+        found = await super().take_event(*taker)
+        self.looked.set()
+        await self.tell.wait()
+        return found
+
+
+async def test_an_event_kept_between_a_look_and_its_answer_is_not_left_behind() -> None:
+    store = SlowStore()
+    await store.open()
+    world = World(store, await store.acquire("me", 60))
+    sending = asyncio.create_task(world.send(b"1"))
+    await asyncio.sleep(0)  # nobody is parked, so it is to be kept
+    parking = asyncio.create_task(world.park("a"))
+    await store.looked.wait()  # there was nothing; the answer is on its way
+    store.keep.set()
+    await sending
+    store.tell.set()
+    await parking
     assert world.taken == [("a", b"1")]
 
 
