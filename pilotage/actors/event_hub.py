@@ -79,6 +79,7 @@ class EventHub:
         if claimed_by in self._taking:  # it would be given the same event twice
             self._taking[claimed_by] = True
             return
+        kept: KeptEvent | None = None
         try:
             again = True
             while again:
