@@ -56,6 +56,12 @@ types: setup  ## mypy strict and pyright strict
 tests: setup  ## the tests alone: make tests TESTS=tests/unit
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-branch --cov-report= --cov-fail-under=0 $(TESTS)
 
+.PHONY: simulate
+SEEDS ?= 1000
+FIRST ?= 0
+simulate: setup  ## the whole system under faults, one story a seed: make simulate SEEDS=1000 FIRST=0
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
 .PHONY: coverage
 coverage: setup  ## the branch coverage of the last tests against the gates
 	@$(BIN)/coverage report

@@ -1,0 +1,1 @@
+"""The whole system on a clock, a network and an outside decided by one seed: docs/simulation.md."""

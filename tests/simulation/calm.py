@@ -1,0 +1,189 @@
+"""What holds when nothing is going wrong (any more)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pilotage.actors.runtime import Runtime
+from pilotage.actors.services import RUN_TIMER
+from pilotage.runtime.effects import ParkEvent, ScheduleTimer
+from pilotage.runtime.recovery import recovery_effects
+from pilotage.runtime.state import RunState, delay_ms, satisfies
+from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
+from pilotage.runtime.views import step_views
+from tests.simulation.ledger import Shadow, ViolationError, is_limited
+
+LOOKS = 4
+LOOK_SECS = 0.4
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+def same_as_memory(runtime: Runtime, run: Shadow) -> None:
+    """What was stored is what the actor has decided, and what it derives is what follows from it.
+
+    Called at the instant of the write, which the actor waits for.
+    """
+    supervisor = getattr(runtime, "supervisor", None)
+    entry = None if supervisor is None else supervisor._entries.get(run.head.id)
+    actor = None if entry is None else entry.actor
+    if actor is None or actor._working.vitals.seq != run.vitals.seq:
+        return
+    working, stored = actor._working, run.state
+    if working.vitals != stored.vitals or list(working.steps()) != run.steps:
+        raise ViolationError(f"run {run.head.id}: what is stored is not what was decided")
+    if working.masks != stored.masks:
+        raise ViolationError(f"run {run.head.id}: derived {working.masks}, not {stored.masks}")
+    if working.masks.satisfied & working.masks.blocking:
+        raise ViolationError(f"run {run.head.id}: steps are satisfied and blocking at once")
+    for i, view in enumerate(step_views(working)):
+        deps = set(run.graph.deps[i])
+        count = sum(satisfies(run.graph, j, run.steps[j]) for j in deps)
+        if (view.deps_completed, view.deps_required) != (count, len(deps)):
+            raise ViolationError(
+                f"run {run.head.id}: step {i} has {count} of {len(deps)} dependencies, shown are"
+                f" {view.deps_completed} of {view.deps_required}"
+            )
+
+
+def active_runs(world: World) -> list[Shadow]:
+    return [run for run in world.ledger.runs.values() if not run.vitals.status.is_terminal]
+
+
+async def nothing_stands_still(world: World) -> None:
+    """Everything that waits waits for something that will come; no slot is free that is wanted.
+
+    What moves at this very moment looks the same as what stands still: only what is found again
+    and again counts.
+    """
+    server = world.servers.current
+    assert server is not None
+    if server.runtime.supervisor.quarantined:
+        raise ViolationError(f"quarantined: {dict(server.runtime.supervisor.quarantined)}")
+    found = set(_all_that_stands(world, server.runtime))
+    for _ in range(LOOKS):
+        if not found:
+            return
+        await asyncio.sleep(LOOK_SECS)
+        found &= set(_all_that_stands(world, server.runtime))
+    if found:
+        raise ViolationError("; ".join(sorted(found)))
+
+
+def _all_that_stands(world: World, runtime: Runtime) -> Iterator[str]:
+    for run in active_runs(world):
+        for problem in _standing(world, runtime, run):
+            yield f"run {run.head.id} ({run.vitals.status}): {problem}"
+    for run_id, stored in world.store.runs.items():
+        for message_id in stored.outbox:
+            yield f"run {run_id}: message {message_id} of its outbox is not delivered"
+    yield from _unused_slots(world)
+    yield from _untaken_events(world)
+
+
+def _standing(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
+    yield from _not_armed(world, runtime, run)
+    state = run.state
+    for i, step in enumerate(run.steps):
+        if step.status is StepStatus.RUNNING:
+            yield from _running(world, runtime, run, i)
+        elif step.status is StepStatus.PENDING and run.vitals.status is RunStatus.RUNNING:
+            yield from _held(run, i)
+        elif _is_left_out(state, i):
+            yield f"step {i} is ready and left waiting"
+
+
+def _is_left_out(state: RunState, i: int) -> bool:
+    step, unmet = state.step(i), state.graph.deps_mask[i] & ~state.masks.satisfied
+    return step.status is StepStatus.WAITING and step.wait is None and not unmet
+
+
+def _not_armed(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
+    """Timers and subscriptions that follow from the state and are not there."""
+    run_id = run.head.id
+    for effect in recovery_effects(run.state, world.servers.clock.now_ms()):
+        if isinstance(effect, ScheduleTimer):
+            key = (run_id, RUN_TIMER if effect.step is None else effect.step)
+            due = runtime.timers.due_ms(key)
+            if due is None or due > effect.due_ms:
+                yield f"the timer of step {effect.step} is {due}, not {effect.due_ms}"
+        elif isinstance(effect, ParkEvent):
+            parked = runtime.hub._parked.get((run.head.project_id, effect.event_key), {})
+            if parked.get((run_id, effect.step)) != effect.attempt:
+                yield f"step {effect.step} is not parked on {effect.event_key}"
+
+
+def _running(world: World, runtime: Runtime, run: Shadow, i: int) -> Iterator[str]:
+    step, run_id = run.steps[i], run.head.id
+    if run.graph.steps[i].step_type is StepType.JOB:
+        key = (run_id, i, step.attempt)
+        if not step.accepted and key not in runtime.executors._entries:
+            yield f"attempt {step.attempt} of step {i} is not in progress anywhere"
+        return
+    child = world.ledger.runs.get(step.child_run_id or "")
+    if child is None:
+        yield f"the child of step {i} does not exist"
+    elif child.vitals.status.is_terminal:
+        yield f"the child of step {i} is {child.vitals.status} and the step does not know"
+
+
+def _held(run: Shadow, i: int) -> Iterator[str]:
+    """A pending step of a running run has a reason."""
+    masks, spec = run.state.masks, run.graph.steps[i]
+    if run.steps[i].wait is WaitingFor.JOB_LIMIT:
+        return  # see `_unused_slots`
+    most, running = run.head.max_parallel_steps, masks.running.bit_count()
+    asked = (masks.requested & run.graph.job_mask.get(spec.job_id or "", 0)).bit_count()
+    key = spec.concurrency_key
+    if not (
+        (most and running >= most)
+        or (key and run.graph.key_mask[key] & masks.running)
+        or (is_limited(run, i) and most and asked >= most - running)
+    ):
+        yield f"step {i} is pending for no reason"
+
+
+def _unused_slots(world: World) -> Iterator[str]:
+    wanted: Counter[str] = Counter()
+    queued: Counter[str] = Counter()
+    for run in active_runs(world):
+        if run.vitals.status is RunStatus.RUNNING:
+            wanted.update(
+                run.graph.steps[i].job_id or ""
+                for i, step in enumerate(run.steps)
+                if step.wait is WaitingFor.JOB_LIMIT
+            )
+        elif _waits_for_a_slot(world, run):
+            if run.head.slotless:
+                yield f"run {run.head.id} needs no slot and does not start"
+            queued[run.head.workflow_id] += 1
+    limits, ledger = world.limits, world.ledger
+    for job, count in wanted.items():
+        limit, used = limits.jobs[job], ledger.attempts_of(job)
+        if not limit or used < limit:
+            yield f"{count} steps want job {job}: {used} of {limit} slots are used"
+    for workflow_id, count in queued.items():
+        limit, used = limits.runs[workflow_id], ledger.slots_in_use(workflow_id)
+        if not limit or used < limit:
+            yield f"{count} runs of {workflow_id} are queued: {used} of {limit} slots are used"
+
+
+def _waits_for_a_slot(world: World, run: Shadow) -> bool:
+    vitals, now = run.vitals, world.servers.clock.now_ms()
+    waits = vitals.status is RunStatus.PENDING and not vitals.held
+    return waits and delay_ms(run.head, vitals, now) is None
+
+
+def _untaken_events(world: World) -> Iterator[str]:
+    """No kept event lies beside a step that waits for it."""
+    now = world.servers.clock.now_ms()
+    for run in active_runs(world):
+        for i, step in enumerate(run.steps):
+            if step.wait is WaitingFor.EVENT and step.event_key is not None:
+                kept = world.store.events.get(run.head.project_id, {}).get(step.event_key, [])
+                if any(event.expires_at_ms > now for event in kept):
+                    yield f"run {run.head.id}: step {i} waits for {step.event_key}, which is kept"

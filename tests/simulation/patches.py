@@ -1,0 +1,78 @@
+"""Where time, chance and the jobs' executor of the product come from while a seed is played.
+
+Modules are given other sources; no line of the product is changed. Pace constants are set wider
+where a virtual hour would otherwise cost real seconds of polling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+from pilotage.actors import catalog_records, creation, housekeeping, runtime, writer
+from pilotage.actors.kernel import dispatcher, mailbox
+from pilotage.persistence import memory
+from tests.simulation.loop import SimLoop
+from tests.simulation.outside import Jobs, SimExecutor
+
+
+class _Time:
+    """For `time.monotonic`: a turn of an actor takes no time at all."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self.monotonic = loop.time
+
+
+class _Secrets:
+    """For `secrets`."""
+
+    def __init__(self, rnd: Random) -> None:
+        self.randbits = rnd.getrandbits
+        self._rnd = rnd
+
+    def token_hex(self, size: int) -> str:
+        return self._rnd.randbytes(size).hex()
+
+
+class _NoCollection:
+    """For `gc`: what a recovery does to the collector would be done to the tests."""
+
+    @staticmethod
+    def disable() -> None: ...
+
+    @staticmethod
+    def enable() -> None: ...
+
+    @staticmethod
+    def collect() -> None: ...
+
+    @staticmethod
+    def freeze() -> None: ...
+
+
+@contextmanager
+def patched(loop: SimLoop, rnd: Random, jobs: Jobs) -> Generator[None]:
+    executor = type("BoundSimExecutor", (SimExecutor,), {"world": jobs})
+    time, secrets = _Time(loop), _Secrets(rnd)
+    wanted: list[tuple[Any, str, object]] = [
+        (dispatcher, "time", time),
+        (mailbox, "time", time),
+        (creation, "secrets", secrets),
+        (catalog_records, "secrets", secrets),
+        (runtime, "secrets", secrets),
+        (runtime, "gc", _NoCollection),
+        (runtime, "HttpExecutor", executor),
+        (writer, "random", rnd),
+        (housekeeping, "WATCH_SECS", 2.0),
+        (memory, "_POLL_SECS", 0.25),
+    ]
+    kept = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+    for module, name, value in wanted:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)

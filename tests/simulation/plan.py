@@ -1,0 +1,82 @@
+"""The plan of one seed: which faults there are and how many, drawn before anything happens.
+
+Each seed has some kinds of fault and not others: a bug that shows only when replies are lost and
+nothing else goes wrong would drown where everything goes wrong at once.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+from tests.simulation.outside import Habits
+from tests.simulation.store import Fate, FaultRates
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Rates are per second of the storm unless they say otherwise.
+
+    runs, commands   how many triggers and commands clients send during the storm
+    crashes          kill -9 at a random instant
+    freezes          SIGSTOP for longer than the lease; another server takes over meanwhile
+    stops            orderly stops
+    outages          the store is away for a while
+    """
+
+    workflows: int
+    max_steps: int
+    runs: int
+    commands: int
+    storm_secs: float
+    rates: FaultRates
+    habits: Habits
+    crashes: int
+    freezes: int
+    stops: int
+    outages: int
+    lease_secs: int = 3
+
+
+_KILLS = (Fate.KILLED_BEFORE, Fate.KILLED_ARRIVED, Fate.KILLED_AFTER, Fate.KILLED_TOLD)
+
+
+def plan_of(seed: int) -> Plan:
+    rnd = Random(f"{seed}/plan")
+
+    def perhaps(share: float, value: float) -> float:
+        return value if rnd.random() < share else 0.0
+
+    fates = {
+        Fate.REFUSED: perhaps(0.3, 0.05),
+        Fate.LOST: perhaps(0.3, 0.03),
+        Fate.UNANSWERED: perhaps(0.4, 0.05),
+        Fate.LATE: perhaps(0.3, 0.03),
+    }
+    kill = perhaps(0.5, 0.008)
+    fates |= dict.fromkeys(_KILLS, kill)
+    slow = perhaps(0.4, 0.1)
+    return Plan(
+        workflows=rnd.choice((1, 2, 2, 3)),
+        max_steps=rnd.choice((2, 4, 6, 8)),
+        runs=rnd.choice((1, 2, 3, 5, 8)),
+        commands=rnd.choice((0, 3, 8, 16)),
+        storm_secs=rnd.choice((4.0, 8.0, 12.0)),
+        rates=FaultRates(
+            fates={fate: share for fate, share in fates.items() if share},
+            latency_secs=rnd.choice((0.0005, 0.005, 0.05)),
+            slow_share=slow,
+        ),
+        habits=Habits(
+            fail=perhaps(0.7, 0.15),
+            fail_for_good=perhaps(0.5, 0.05),
+            never=perhaps(0.5, 0.06),
+            accept=perhaps(0.5, 0.4),
+            slow_secs=rnd.choice((0.02, 1.0, 4.0)),
+            crash_at_dispatch=perhaps(0.2, 0.03),
+        ),
+        crashes=rnd.choice((0, 0, 1, 2)),
+        freezes=rnd.choice((0, 0, 0, 1)),
+        stops=rnd.choice((0, 0, 1)),
+        outages=rnd.choice((0, 0, 1)),
+    )

@@ -1,0 +1,280 @@
+"""`play(seed)`: one seed from its first callback to the checks at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import Context
+from random import Random
+from typing import Any
+
+import msgspec
+
+from pilotage.actors.gateway import Gateway
+from pilotage.persistence.memory import MemoryServer
+from pilotage.persistence.port import RunWrite, Verdict
+from pilotage.runtime.graph import StepGraph
+from tests.simulation import calm, ended
+from tests.simulation.clients import Clients
+from tests.simulation.disasters import disasters
+from tests.simulation.ledger import Ledger, Limits, ViolationError
+from tests.simulation.loop import Process, SimLoop, SimulationStuckError
+from tests.simulation.outside import Jobs
+from tests.simulation.patches import patched
+from tests.simulation.plan import Plan, plan_of
+from tests.simulation.servers import Server, Servers
+from tests.simulation.store import Network
+from tests.simulation.workflows import random_jobs, random_workflow
+
+PROJECT = "p"
+QUIET_SECS = 6.0
+"""How long after the last fault everything that can move by itself must have moved."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What became of a seed. `trace` is the hash of everything that was noted."""
+
+    seed: int
+    violations: list[str]
+    trace: str
+    virtual_secs: float
+    callbacks: int
+    counts: dict[str, int]
+    lines: list[str] = []
+
+
+class World:
+    """Everything of one seed. The parts report to it: what they note is the trace."""
+
+    def __init__(self, seed: int, plan: Plan, *, keep_lines: bool) -> None:
+        self.seed = seed
+        self.plan = plan
+        self.loop = SimLoop()
+        self.violations: list[str] = []
+        self.lines: list[str] = []
+        self.over = False
+        self.counts: dict[str, int] = {}
+        self._keep_lines = keep_lines
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.graphs: dict[str, StepGraph] = {}
+        self.limits = Limits({}, {})
+        self.ledger = Ledger(self.graphs, self.limits)
+        self.network = Network(self.loop, self.random("network"), plan.rates)
+        self.store = MemoryServer(random_bytes=self.random("store").randbytes)
+        self.jobs = Jobs(self, self.random("jobs"), plan.habits)
+        self.servers = Servers(
+            self.loop,
+            self.store,
+            self.network,
+            self,
+            lease_secs=plan.lease_secs,
+            rnd=self.random("servers"),
+        )
+        self.store.clock_ms = self.servers.clock.now_ms
+        self._seqs: dict[str, tuple[int, int]] = {}
+        self._outside: list[asyncio.Task[Any]] = []
+
+    def random(self, name: str) -> Random:
+        """Each part draws its own: what one part does more does not move the others."""
+        return Random(f"{self.seed}/{name}")
+
+    # --- what the parts report -------------------------------------------------------------------
+
+    def note(self, *parts: object) -> None:
+        line = f"{self.loop.now:.6f} {' '.join(map(str, parts))}"
+        self.counts[str(parts[0])] = self.counts.get(str(parts[0]), 0) + 1
+        self._hash.update(line.encode())
+        if self._keep_lines:
+            self.lines.append(line)
+
+    def fail(self, error: BaseException | str) -> None:
+        """A violation: nothing after the first one means anything."""
+        if self.over:
+            return
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        self.note("VIOLATION", text)
+        self.violations.append(f"at {self.loop.now:.3f} s: {text}")
+        self.loop.stop()
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """The product may swallow what is raised inside it; a violation is kept all the same."""
+        try:
+            yield
+        except ViolationError as error:
+            self.fail(error)
+            raise
+
+    def crash(self, process: Process, why: str) -> None:
+        self.servers.crash(process, why)
+
+    def owns(self, process: Process) -> bool:
+        return self.servers.owns(process)
+
+    async def request(self, work: Any) -> Any:
+        return await self.servers.request(work)
+
+    def spawn_outside(self, work: Awaitable[object]) -> None:
+        self._outside.append(self.loop.create_task(_awaited(work), context=_NO_PROCESS.copy()))
+
+    # --- the store -----------------------------------------------------------------------------
+
+    def before_commit(self, process: Process, writes: Sequence[RunWrite], fence: int) -> None:
+        runs = self.store.runs
+        self._seqs = {
+            write.run_id: (run.seq, run.fence)
+            for write in writes
+            if (run := runs.get(write.run_id)) is not None
+        }
+
+    def after_commit(
+        self, process: Process, writes: Sequence[RunWrite], fence: int, verdicts: list[Verdict]
+    ) -> None:
+        with self.watching():
+            self.ledger.fence = max(self.ledger.fence, self.store.fence)
+            for write, verdict in zip(writes, verdicts, strict=True):
+                again = self._seqs.get(write.run_id) == (write.seq, fence)
+                self.note("commit", process.name, write.run_id, write.seq, verdict.value, again)
+                if verdict is Verdict.OK and not again:
+                    shadow = self.ledger.applied(write, fence)
+                    if process.alive and isinstance(process, Server):
+                        calm.same_as_memory(process.runtime, shadow)
+            self.ledger.limits_hold()
+
+    # --- the story -------------------------------------------------------------------------------
+
+    async def story(self) -> None:
+        keeper = self.loop.create_task(self.servers.keep_up())
+        await self._define()
+        clients = Clients(self, self.random("clients"))
+        self.network.stormy = True
+        self.note("storm")
+        trouble = self.loop.create_task(disasters(self, self.random("disasters")))
+        await clients.busy(self.plan)
+        await trouble
+        self.network.stormy = self.network.away = False
+        self.jobs.calm = True
+        self.note("calm")
+        await self._settled()
+        await clients.done()
+        await asyncio.sleep(QUIET_SECS)
+        await calm.nothing_stands_still(self)
+        await clients.finish()
+        await asyncio.sleep(QUIET_SECS)
+        await ended.all_is_over(self, clients)
+        keeper.cancel()
+        await self._stop()
+
+    async def _define(self) -> None:
+        """Jobs and workflows are made before the storm."""
+        rnd = self.random("workflows")
+        while self.servers.current is None or not self.servers.current.up:
+            await asyncio.sleep(0.1)
+        for raw in random_jobs(rnd):
+
+            async def make_job(gateway: Gateway, raw: dict[str, Any] = raw) -> object:
+                from pilotage.runtime.validation_jobs import parse_job
+
+                return await gateway.catalog.create_job(parse_job(raw), project_id=PROJECT)
+
+            job = await self.request(make_job)
+            self.limits.jobs[job.id] = job.spec.max_concurrency or 0
+        for number in range(self.plan.workflows):
+            raw = random_workflow(rnd, self.plan, number)
+
+            async def make(gateway: Gateway, raw: dict[str, Any] = raw) -> object:
+                parsed = await gateway.catalog.parse_workflow(PROJECT, raw)
+                return await gateway.catalog.create_workflow(
+                    parsed, project_id=PROJECT, created_by="simulation"
+                )
+
+            workflow = await self.request(make)
+            self.limits.runs[workflow.id] = workflow.spec.max_concurrent_runs
+            self.graphs[workflow.version_id] = StepGraph(workflow.spec)
+
+    async def _settled(self) -> None:
+        """One server is up and every other one has ended, as each must by itself."""
+        for server in self.servers.all:
+            if server.frozen:
+                server.thaw()
+        until = self.loop.now + 12 * self.plan.lease_secs
+        while self.loop.now < until:
+            await asyncio.sleep(0.25)
+            current = self.servers.current
+            others = [s for s in self.servers.all if s.alive and s is not current]
+            up = current is not None and current.alive and current.up and current.runtime.ready
+            if up and not others:
+                return
+        raise ViolationError("no single server is up, long after the last fault")
+
+    async def _stop(self) -> None:
+        """An orderly stop comes to its end."""
+        server = self.servers.current
+        assert server is not None
+        await self.servers.stop(server)
+        until = self.loop.now + 30
+        while server.alive:
+            await asyncio.sleep(0.1)
+            if self.loop.now > until:
+                raise ViolationError("the server does not stop")
+
+
+async def _awaited(work: Awaitable[object]) -> None:
+    await work
+
+
+_NO_PROCESS = Context()
+
+
+class _Errors(logging.Handler):
+    """What the product logs as an error is one: nothing here is unexpected to it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if not text.startswith("another server has taken over"):
+            if record.exc_info and record.exc_info[1] is not None:
+                text += f" ({record.exc_info[1]!r})"
+            self._world.fail(f"logged: {text}")
+
+
+def play(seed: int, *, keep_lines: bool = False, plan: Plan | None = None) -> Result:
+    """Play a seed. It never raises: what went wrong stands in the result."""
+    world = World(seed, plan or plan_of(seed), keep_lines=keep_lines)
+    loop = world.loop
+    logger = logging.getLogger("pilotage")
+    errors = _Errors(world)
+    logger.addHandler(errors)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        with patched(loop, world.random("product"), world.jobs):
+            main = loop.create_task(world.story())
+            try:
+                loop.run_until_complete(main)
+            except (ViolationError, SimulationStuckError) as error:
+                world.fail(error)
+            except RuntimeError as error:
+                if not world.violations:
+                    world.fail(error)
+            if loop.failures and not world.violations:
+                world.fail(loop.failures[0])
+            world.over = True
+            loop.bury()
+    finally:
+        logger.removeHandler(errors)
+        logger.propagate = propagate
+    return Result(
+        seed,
+        world.violations,
+        world._hash.hexdigest(),
+        loop.now,
+        loop.callbacks,
+        world.counts,
+        world.lines,
+    )
