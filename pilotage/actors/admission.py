@@ -186,6 +186,12 @@ class Admission:
         pool.leave_queue(run_id)
         self._pump_runs(workflow_id)
 
+    def forget_run(self, run_id: str) -> None:
+        """`release_run` of a run whose workflow nobody can tell any more."""
+        for workflow_id, pool in list(self._runs.items()):
+            if run_id in pool.holders or run_id in pool.since:
+                self.release_run(workflow_id, run_id)
+
     def run_place(self, workflow_id: str, run_id: str) -> QueuePlace | None:
         pool = self._runs.get(workflow_id)
         since = None if pool is None else pool.since.get(run_id)

@@ -460,16 +460,16 @@ class Gateway(RunReader):
     async def release_quarantined(self, run_id: str, principal: Principal) -> None:
         """Load the run again. `NotFoundError` if it is not quarantined, or not to be seen."""
         await self._quarantined_run(run_id, principal)
-        self._quarantine.release(run_id)
+        await self._quarantine.release(run_id)
 
     async def discard_quarantined(self, run_id: str, principal: Principal) -> None:
-        """End the run as canceled; `ConflictError` if it cannot be read."""
+        """End the run as canceled; remove it if it cannot be read."""
         await self._quarantined_run(run_id, principal)
         await self._quarantine.discard(run_id, principal.name)
 
     async def _quarantined_run(self, run_id: str, principal: Principal) -> None:
-        if not principal.is_admin:  # who sees all may also decide about what cannot be read
-            await self.get_run(run_id, principal)
+        if not principal.is_admin:
+            await self.belongs_to(run_id, principal)
 
 
 def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:

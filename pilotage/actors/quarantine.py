@@ -2,26 +2,48 @@
 
 `release` loads such a run again. `discard` ends it: canceled, as if an operator had canceled it,
 written past its actor because that is what does not work; what it owes others (its end to its
-parent, the cancellation to its children) is delivered all the same.
+parent, the cancellation to its children) is delivered all the same. A run that cannot be read is
+removed instead, with its indexes and its place in queues; its parent is told, if the run's head
+still says who that is. One that a newer version wrote is left for that version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 
+from pilotage.actors.damaged import readable_head
 from pilotage.actors.errors import ConflictError, NotFoundError, UnavailableError
 from pilotage.actors.run_write import Batch, run_write
 from pilotage.actors.services import Services
 from pilotage.actors.supervisor import Supervisor
-from pilotage.persistence.port import RunWrite, Store, StoreError, Verdict
-from pilotage.runtime.commands import CancelRun
+from pilotage.persistence import codec
+from pilotage.persistence.codec import SnapshotError, SnapshotVersionError
+from pilotage.persistence.port import (
+    FencedError,
+    RunWrite,
+    Store,
+    StoredRun,
+    StoreError,
+    StoreUnavailableError,
+    Verdict,
+)
+from pilotage.runtime.commands import CancelRun, ChildEnded
 from pilotage.runtime.errors import PilotageError
 from pilotage.runtime.machine import step
 from pilotage.runtime.rules import Rejection
-from pilotage.runtime.state import RunState, StepState, chunked, rebuild
+from pilotage.runtime.state import RunHead, RunState, StepState, chunked, rebuild
 from pilotage.runtime.status import RunStatus, StepStatus
+
+
+class _Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store has: nothing, or the run, or something that cannot be read (`error`)."""
+
+    stored: StoredRun | None = None
+    state: RunState | None = None
+    error: Exception | None = None
 
 
 class Quarantine:
@@ -39,30 +61,88 @@ class Quarantine:
     def runs(self) -> Mapping[str, str]:
         return self._supervisor.quarantined
 
-    def release(self, run_id: str) -> None:
-        """Load it again; if it fails again it comes back."""
+    async def release(self, run_id: str) -> None:
+        """Load it again; if it fails again it comes back. `ConflictError` if it cannot be read."""
         self._why(run_id)
-        del self._supervisor.quarantined[run_id]
-        self._supervisor.wake(run_id)
+        found = await self._read(run_id)
+        if found.error is not None:
+            self._supervisor.quarantine_unreadable(run_id, found.error)
+            raise ConflictError(
+                f'run "{run_id}" still cannot be read ({found.error}); restore its record, or'
+                " discard it"
+            )
+        self._supervisor.quarantined.pop(run_id, None)
+        self._go_on(found)
 
     async def discard(self, run_id: str, actor: str) -> None:
-        """End it as canceled. `ConflictError` if it cannot even be read."""
-        why = self._why(run_id)
+        """End it as canceled; remove it if it cannot be read. `ConflictError` if it can be, by a
+        newer version.
+        """
+        reason = f"discarded from quarantine ({self._why(run_id)})"
+        found = await self._read(run_id)
+        if isinstance(found.error, SnapshotVersionError):
+            raise ConflictError(
+                f'run "{run_id}" cannot be read ({found.error}); it stays in the store as it is,'
+                " for a version that can"
+            )
+        if found.state is not None and not found.state.status.is_terminal:
+            await self._cancel(found.state, actor, reason)
+        elif found.error is not None:
+            await self._remove(run_id, found.stored, f"canceled by {actor}: {reason}")
+        self._supervisor.quarantined.pop(run_id, None)
+        self._services.admission.forget_run(run_id)
+        if found.state is not None:
+            self._go_on(await self._read(run_id))  # what it owes others is in its outbox now
+
+    async def _read(self, run_id: str) -> _Found:
+        stored: StoredRun | None = None
         try:
-            state = await self._supervisor.state(run_id)
-        except (StoreError, UnavailableError) as error:
+            (stored,) = await self._store.load_runs([run_id])
+            if stored is None:
+                return _Found()
+            for data in stored.outbox.values():
+                codec.decode_message(data)
+            return _Found(stored=stored, state=await self._supervisor.decode(stored))
+        except (StoreUnavailableError, FencedError, UnavailableError) as error:
             raise UnavailableError(f"the store is away: {error}") from None
         except Exception as error:  # noqa: BLE001  whatever is wrong with it
-            raise ConflictError(
-                f'run "{run_id}" cannot be read ({error}); it stays in the store as it is, for a'
-                " version that can"
-            ) from None
-        if state is not None and not state.status.is_terminal:
-            await self._cancel(state, actor, f"discarded from quarantine ({why})")
-        self._supervisor.quarantined.pop(run_id, None)
-        if state is not None:
-            self._services.admission.release_run(state.head.workflow_id, run_id)
-            self._supervisor.wake(run_id)
+            return _Found(stored=stored, error=error)
+
+    def _go_on(self, found: _Found) -> None:
+        """Load the run if it has anything to do."""
+        if found.stored is None or found.state is None:
+            return
+        if found.stored.outbox or not found.state.status.is_terminal:
+            self._supervisor.wake(found.stored.run_id)
+
+    async def _remove(self, run_id: str, stored: StoredRun | None, error: str) -> None:
+        """Its parent first: what is interrupted can be repeated as long as the run is there."""
+        head = None if stored is None else readable_head(stored)
+        if head is not None:
+            await self._tell_parent(head, error)
+        with _store_away():
+            await self._store.purge_runs([run_id], self._fence())
+
+    async def _tell_parent(self, head: RunHead, error: str) -> None:
+        parent_run_id, i = head.parent_run_id, head.parent_step
+        if parent_run_id is None or i is None:
+            return
+        try:
+            parent = await self._supervisor.state(parent_run_id)
+        except SnapshotError:
+            return  # nobody to be told
+        if parent is None or parent.step(i).child_run_id != head.id:
+            return
+        await self._supervisor.command(
+            parent_run_id,
+            ChildEnded(
+                step=i,
+                attempt=parent.step(i).attempt,
+                child_run_id=head.id,
+                status=RunStatus.CANCELED,
+                error=error,
+            ),
+        )
 
     def _why(self, run_id: str) -> str:
         why = self._supervisor.quarantined.get(run_id)
@@ -72,10 +152,8 @@ class Quarantine:
 
     async def _cancel(self, state: RunState, actor: str, reason: str) -> None:
         write = self._canceled(state, CancelRun(actor=actor, reason=reason))
-        try:
+        with _store_away():
             (verdict,) = await self._store.commit([write], self._fence())
-        except StoreError as error:
-            raise UnavailableError(f"the store is away: {error}") from None
         if verdict is not Verdict.OK:
             raise UnavailableError(f"the run could not be ended: the store says {verdict}", 5)
 
@@ -99,6 +177,14 @@ class Quarantine:
             outbox_done=[],
             keep_secs=self._services.retention_secs.get(RunStatus.CANCELED, 0),
         )
+
+
+@contextmanager
+def _store_away() -> Generator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise UnavailableError(f"the store is away: {error}") from None
 
 
 def _ended(state: RunState, command: CancelRun, now: int) -> RunState:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from pilotage.actors.errors import UnavailableError
 from pilotage.actors.services import Services
 from pilotage.actors.supervisor import Records, Supervisor, open_records
+from pilotage.persistence import codec
 from pilotage.persistence.port import Store, StoredRun, StoreUnavailableError
 from pilotage.runtime.backoff import policy_of
 from pilotage.runtime.graph import bits
@@ -58,12 +59,15 @@ async def recover(
 
 async def _read(supervisor: Supervisor, stored: StoredRun) -> RunState | None:
     try:
-        return await supervisor.decode(stored)
+        state = await supervisor.decode(stored)
+        for data in stored.outbox.values():
+            codec.decode_message(data)
     except (StoreUnavailableError, UnavailableError):
         raise
     except Exception as error:  # noqa: BLE001  whatever is wrong with it: it must not keep others down
         supervisor.quarantine_unreadable(stored.run_id, error)
         return None
+    return state
 
 
 def note_slots(services: Services, state: RunState, now: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
 
+from pilotage.actors.damaged import readable_head
 from pilotage.actors.errors import ConflictError, NotFoundError, UnavailableError
 from pilotage.actors.job_runs import JobRunRecord, JobRunView, job_run_view
 from pilotage.actors.principal import Principal
@@ -18,8 +19,6 @@ from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.ids import is_run_id, locate
 from pilotage.runtime.state import RunState, RunVitals
 from pilotage.runtime.views import RunView, StepView, run_view, step_views
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -42,18 +41,32 @@ class RunReader:
         """The newest stored state; `NotFoundError` for what the caller may not see."""
         state = self._supervisor.published(run_id)
         if state is None and is_run_id(run_id):
-            state = await self._stored_state(run_id)
+            state = await self._stored_state(run_id, principal)
         if state is None or not principal.sees(state.head.project_id):
             raise _unknown_run(run_id)
         return state
 
-    async def _stored_state(self, run_id: str) -> RunState | None:
+    async def _stored_state(self, run_id: str, principal: Principal) -> RunState | None:
         try:
             return await self._supervisor.state(run_id)
         except StoreUnavailableError as error:
             raise UnavailableError(f"the store is away: {error}") from None
         except codec.SnapshotError as error:
+            self._supervisor.quarantine_unreadable(run_id, error)
+            await self.belongs_to(run_id, principal)
             raise ConflictError(f'run "{run_id}" cannot be read: {error}') from None
+
+    async def belongs_to(self, run_id: str, principal: Principal) -> None:
+        """`NotFoundError` unless the caller may see the run, which may be damaged: then its head
+        has to say whose it is. Who sees everything sees also what nobody can be named for.
+        """
+        state = self._supervisor.published(run_id)
+        head = None if state is None else state.head
+        if head is None and not principal.is_admin:
+            (stored,) = await self._stored(lambda: self.store.load_runs([run_id]))
+            head = None if stored is None else readable_head(stored)
+        if not principal.is_admin and (head is None or not principal.sees(head.project_id)):
+            raise _unknown_run(run_id)
 
     async def get_run_view(self, run_id: str, principal: Principal) -> RunView:
         return self.view(await self.get_run(run_id, principal))
@@ -87,7 +100,7 @@ class RunReader:
             try:
                 head, vitals = codec.decode_head(row.head), codec.decode_vitals(row.vitals)
             except codec.SnapshotError as error:  # it must not take the whole page with it
-                logger.warning("run %s cannot be listed: %s", row.run_id, error)
+                self._supervisor.quarantine_unreadable(row.run_id, error)
             else:
                 views.append(run_view(head, vitals, quarantined=row.run_id in quarantined))
         return views, page.next_after
@@ -101,20 +114,22 @@ class RunReader:
         """Items after sequence `after`, oldest first, each as JSON text."""
         state = await self.get_run(run_id, principal)
         items = await self._stored(lambda: self.store.history(state.id, after, limit))
-        return [
-            msgspec.json.encode(codec.decode_history(item.data, HistoryEntry)) for item in items
-        ]
+        with _readable(run_id):
+            return [
+                msgspec.json.encode(codec.decode_history(item.data, HistoryEntry)) for item in items
+            ]
 
     async def job_runs(self, run_id: str, principal: Principal) -> list[JobRunView]:
         """All attempts of all steps, by step in definition order, then by attempt."""
         state = await self.get_run(run_id, principal)
         found = await self._stored(lambda: self.store.job_runs(state.id))
-        return [
-            job_run_view(
-                state.head, state.graph, i, n, codec.decode_record(found[i, n], JobRunRecord)
-            )
-            for i, n in sorted(found)
-        ]
+        with _readable(run_id):
+            return [
+                job_run_view(
+                    state.head, state.graph, i, n, codec.decode_record(found[i, n], JobRunRecord)
+                )
+                for i, n in sorted(found)
+            ]
 
     async def job_run(self, job_run_id: str, principal: Principal) -> JobRunView:
         where = locate(job_run_id)
@@ -128,7 +143,8 @@ class RunReader:
         data = await self._stored(lambda: self.store.job_run(state.id, step, attempt))
         if data is None:
             raise NotFoundError(f'unknown job run "{job_run_id}"')
-        record = codec.decode_record(data, JobRunRecord)
+        with _readable(where.run_id):
+            record = codec.decode_record(data, JobRunRecord)
         return job_run_view(state.head, state.graph, step, attempt, record)
 
     async def _stored(self, read: Callable[[], Awaitable[T]]) -> T:
@@ -153,6 +169,15 @@ class _InMemory:
         self._payload_bytes += len(state.head.payload or b"")
         self.states[run_id] = state
         return True
+
+
+@contextmanager
+def _readable(run_id: str) -> Generator[None]:
+    """What is stored beside a run and is damaged: the run itself is not."""
+    try:
+        yield
+    except codec.SnapshotError as error:
+        raise ConflictError(f'a part of run "{run_id}" cannot be read: {error}') from None
 
 
 def _unknown_run(run_id: str) -> NotFoundError:

@@ -412,7 +412,8 @@ class Supervisor:
     def quarantine_unreadable(self, run_id: str, error: BaseException) -> None:
         """A run that cannot be loaded or fails again and again; it never takes others with it."""
         text = f"{type(error).__name__}: {error}"
-        logger.error("run %s is quarantined: %s", run_id, text)
+        if self.quarantined.get(run_id) != text:  # a damaged one is met at each reading
+            logger.error("run %s is quarantined: %s", run_id, text)
         self.quarantined[run_id] = text
 
     def _spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -450,11 +451,15 @@ async def open_records(store: Store, state: RunState) -> Records:
         found: Mapping[tuple[int, int], bytes | None] = await store.job_runs(state.id)
     else:
         found = {key: await store.job_run(state.id, *key) for key in wanted}
-    return {
-        key: codec.decode_record(data, JobRunRecord)
-        for key in wanted
-        if (data := found.get(key)) is not None
-    }
+    records: dict[tuple[int, int], JobRunRecord] = {}
+    for key in wanted:
+        data = found.get(key)
+        if data is not None:
+            try:
+                records[key] = codec.decode_record(data, JobRunRecord)
+            except codec.SnapshotError as error:  # what was logged is lost, the run is not
+                logger.error("run %s, attempt %s: %s", state.id, key, error)  # noqa: TRY400
+    return records
 
 
 @contextmanager

@@ -262,6 +262,23 @@ def finished_head(prefix: bytes) -> bytes | None:
     return plain[vitals_end:head_end] if head_end <= len(plain) else None
 
 
+def salvaged_head(blob: bytes) -> bytes | None:
+    """The encoded head of a finished run that is damaged somewhere behind it, if it is there."""
+    stream, plain = zlib.decompressobj(), b""
+    piece = max(1, len(blob) >> 12)  # what is in the same piece as the damage is lost with it
+    try:
+        for start in range(_FRAME, len(blob), piece):
+            plain += stream.decompress(blob[start : start + piece])
+            if len(plain) >= _LENGTHS and _bounds(plain)[1] <= len(plain):
+                break
+    except zlib.error:
+        pass
+    if len(plain) < _LENGTHS:
+        return None
+    vitals_end, head_end = _bounds(plain)
+    return plain[vitals_end:head_end]
+
+
 def _bounds(plain: bytes) -> tuple[int, int]:
     """Where the vitals and the head end."""
     vitals_end = _LENGTHS + int.from_bytes(plain[:4], "big")

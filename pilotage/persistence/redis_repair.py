@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from pilotage.persistence import scripts_runs
 from pilotage.persistence.keys import TIME_DIGITS, Keys
 from pilotage.persistence.port import FencedError
-from pilotage.persistence.redis_link import Argument, RedisLink
+from pilotage.persistence.redis_link import RedisLink
 
 _NAMES_AT_ONCE: Final = 1_000
 _KEYS_AT_ONCE: Final = 500
@@ -57,16 +57,15 @@ class RedisRepair:
         return list(found.values())
 
     async def _members(self, name: str, pattern: str) -> AsyncIterator[str]:
-        cursor = 0
+        cursor = b"0"
         while True:
-            cursor, found = await self._link.command(
-                "ZSCAN", name, cursor, "MATCH", pattern, "COUNT", _NAMES_AT_ONCE
+            cursor, found = await self._link.read(
+                scripts_runs.MEMBERS, [name], [cursor, pattern, _NAMES_AT_ONCE]
             )
-            for member, _ in found:
+            for member in found[0::2]:
                 yield member.decode()
-            if not int(cursor):
+            if cursor == b"0":
                 return
-            cursor = int(cursor)
 
     async def _index_names(self, prefix: str | None = None) -> AsyncIterator[list[str]]:
         """The names of all keys that list runs, some at a time."""
@@ -74,22 +73,22 @@ class RedisRepair:
         if prefix is not None:
             pattern = _literal(prefix) + "*"
         wanted = re.compile(re.escape(self._keys.prefix) + r"(ix|ixw|ixt|busy):", re.ASCII)
-        cursor: Any = 0
+        cursor = b"0"
         while True:
-            cursor, found = await self._link.command(
-                "SCAN", cursor, "MATCH", pattern, "COUNT", _NAMES_AT_ONCE
+            cursor, found = await self._link.read(
+                scripts_runs.NAMES, [], [cursor, pattern, _NAMES_AT_ONCE]
             )
             names = [name for name in map(bytes.decode, found) if wanted.match(name)]
             for start in range(0, len(names), _KEYS_AT_ONCE):
                 yield names[start : start + _KEYS_AT_ONCE]
-            if not int(cursor):
+            if cursor == b"0":
                 return
 
     async def _forget(self, names: list[str], sort_keys: list[str], fence: int) -> None:
         busy = self._keys.busy("")
         sets = [name for name in names if name.startswith(busy)]
         zsets = [name for name in names if not name.startswith(busy)]
-        arguments: list[Argument] = [fence, len(zsets), *sort_keys]
+        arguments: list[str | int] = [fence, len(zsets), *sort_keys]
         keys = [self._keys.fence, *zsets, *sets]
         if int(await self._link.write(scripts_runs.FORGET_RUNS, keys, arguments)) < 0:
             raise FencedError(f"fencing token {fence} is not the newest")
@@ -101,7 +100,7 @@ class RedisRepair:
             keys += (names.run(run_id), names.outbox(run_id))
             keys += (names.history(run_id), names.job_runs(run_id))
         known = {key[TIME_DIGITS:]: key for key in sort_keys}
-        arguments: list[Argument] = [fence, *(known.get(run_id, "") for run_id in run_ids)]
+        arguments: list[str | int] = [fence, *(known.get(run_id, "") for run_id in run_ids)]
         removed = int(await self._link.write(scripts_runs.UNLINK_RUNS, keys, arguments))
         if removed < 0:
             raise FencedError(f"fencing token {fence} is not the newest")

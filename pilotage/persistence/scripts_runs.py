@@ -326,3 +326,11 @@ return removed
 """)
 """KEYS fence active expire, of each run: run outbox history job-runs; ARGV token, the sort key of
 each run or ''. How many there were, whatever state they are in."""
+
+NAMES: Final = script("return redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])")
+"""ARGV cursor pattern how-many. {next cursor, names of keys}; each name at least once."""
+
+MEMBERS: Final = script(
+    "return redis.call('ZSCAN', KEYS[1], ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])"
+)
+"""KEYS sorted set; ARGV cursor pattern how-many. {next cursor, member and score in turn}."""

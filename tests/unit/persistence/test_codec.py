@@ -207,3 +207,15 @@ def test_a_finished_run_is_smaller_than_its_parts() -> None:
     parts = codec.encode_head(HEAD_FULL), codec.encode_vitals(VITALS_FULL)
     size = sum(map(len, parts)) + 5 * len(codec.encode_step(STEP_FULL))
     assert len(codec.encode_finished(HEAD_FULL, VITALS_FULL, steps)) < 0.7 * size
+
+
+def test_the_head_of_a_damaged_finished_run_is_salvaged_if_it_is_whole() -> None:
+    steps = chunked([StepState(output=random.Random(n).randbytes(50)) for n in range(40)])
+    blob = codec.encode_finished(HEAD_FULL, VITALS_FULL, steps)
+    head = codec.encode_head(HEAD_FULL)
+    assert codec.salvaged_head(blob) == head
+    assert codec.salvaged_head(blob[:-1] + b"?") == head
+    assert codec.salvaged_head(blob[: len(blob) // 2]) == head
+    assert codec.salvaged_head(blob[:20]) is None
+    assert codec.salvaged_head(b"") is None
+    assert codec.salvaged_head(blob[:5] + b"no zlib stream") is None
