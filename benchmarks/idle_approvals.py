@@ -44,7 +44,7 @@ def noop_part(_: dict[str, Any]) -> dict[str, int]:
     return {"part": 1}
 
 
-async def approval_flow(runtime: Runtime) -> Workflow:
+async def approval_flow(runtime: Runtime, name: str = "approvals") -> Workflow:
     """Four steps side by side, then the approval."""
     parts = [{"step_ref": f"part{i}", "job_id": JOB} for i in range(PARTS)]
     gate = {
@@ -53,7 +53,7 @@ async def approval_flow(runtime: Runtime) -> Workflow:
         "approval_timeout_secs": 7 * 86_400,
         "depends_on": [part["step_ref"] for part in parts],
     }
-    return await make_workflow(runtime, "approvals", [*parts, gate])
+    return await make_workflow(runtime, name, [*parts, gate])
 
 
 async def in_turns(do: Callable[[Any], Awaitable[object]], items: Iterable[Any]) -> None:

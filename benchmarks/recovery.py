@@ -52,7 +52,8 @@ def fill(url: str, more: int, told: Connection) -> None:
         await store.forget_lease()
         runtime = Runtime(settings=Settings(), registry=registry(), store=store)
         await runtime.start()
-        await park(runtime, await approval_flow(runtime), more)
+        flow = await approval_flow(runtime, f"approvals {more}")
+        await park(runtime, flow, more)
         told.send(more)
         await asyncio.Event().wait()
 
