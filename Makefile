@@ -62,6 +62,12 @@ FIRST ?= 0
 simulate: setup  ## the whole system under faults, one story a seed: make simulate SEEDS=1000 FIRST=0
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
+.PHONY: chaos
+SECS ?= 120
+chaos: setup  ## kill, pause and cut off server and store: make chaos SECS=120 SEED=n JUDGE=1 RUNS=n
+	@$(BIN)/python -m tests.chaos --secs $(SECS) $(if $(SEED),--seed $(SEED)) \
+		$(if $(RUNS),--runs $(RUNS)) $(if $(JUDGE),--judge)
+
 .PHONY: coverage
 coverage: setup  ## the branch coverage of the last tests against the gates
 	@$(BIN)/coverage report

@@ -311,6 +311,13 @@ class Runtime:
                 quiet += 1
 
     async def _take_down(self) -> None:
+        """Whatever of it fails or is given up, the store and its directory are not kept."""
+        try:
+            await self._end_actors()
+        finally:
+            await self._let_store_go()
+
+    async def _end_actors(self) -> None:
         if hasattr(self, "housekeeping"):
             await self.housekeeping.close()
         if hasattr(self, "supervisor"):
@@ -321,16 +328,23 @@ class Runtime:
             await self.dispatcher.close()
         for task in list(self._tasks):
             task.cancel()
-        if hasattr(self, "store"):
-            if self._fence and not self.fenced.is_set():
-                try:
-                    async with asyncio.timeout(2):
-                        await self.store.release(self.owner, self._fence)
-                except (PilotageError, TimeoutError):
-                    logger.info("the lease was not given back; it runs out by itself")
-            await self.store.close()
-        if self.embedded is not None:
-            await self.embedded.stop()
+
+    async def _let_store_go(self) -> None:
+        try:
+            if hasattr(self, "store"):
+                if self._fence and not self.fenced.is_set():
+                    await self._give_lease_back()
+                await self.store.close()
+        finally:
+            if self.embedded is not None:
+                await self.embedded.stop()
+
+    async def _give_lease_back(self) -> None:
+        try:
+            async with asyncio.timeout(2):
+                await self.store.release(self.owner, self._fence)
+        except (PilotageError, TimeoutError):
+            logger.info("the lease was not given back; it runs out by itself")
 
     # --- what the parts ask of each other ---------------------------------------------------------
 

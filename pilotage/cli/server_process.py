@@ -145,11 +145,12 @@ async def _unless_stopped(starting: asyncio.Task[None], stop: asyncio.Event | No
 
 
 async def _stop(runtime: Runtime, starting: asyncio.Task[None], http: RunningServer | None) -> None:
-    if starting.done() and not starting.cancelled() and starting.exception() is None:
-        await runtime.stop()
-    elif not starting.done():
+    if not starting.done():
         starting.cancel()  # it takes down what it has put up
         await asyncio.wait({starting})
+    # A cancellation can get lost in the store's client (see `endings`): then it has come up.
+    if not starting.cancelled() and starting.exception() is None:
+        await runtime.stop()
     if http is not None:
         await http.stop()
 

@@ -3,7 +3,8 @@
 What it guarantees:
 
 - **One owner.** An flock on `owner.lock` in the data directory is taken before anything else; a
-  second owner is refused with the pid of the first.
+  second owner is refused with the pid of the first. It is given back when `stop` returns, or a
+  `start` that did not come up.
 - **One server.** A new server is started only when the server lock is free, and every process of an
   earlier server holds it as long as it lives. An orphan whose parent was killed is given time to
   end by itself (its watcher sees to that), then ended cleanly, then killed.
@@ -40,6 +41,8 @@ from pilotage.settings import FsyncPolicy
 
 __all__ = ["DataDirInUseError", "EmbeddedServer", "EmbeddedServerError", "ServerExit"]
 
+# A child that was being started when its parent was killed holds the owner's lock until its exec.
+OWNER_SECS = 0.5
 # A server whose parent was killed ends within 100 ms (measured); this is for a busy machine.
 ORPHAN_SECS = 2.0
 # What it then gets after each of SIGTERM and SIGKILL.
@@ -104,7 +107,7 @@ class EmbeddedServer:
         async with self._turn:
             if self.pid is not None:
                 return self.url
-            self._own()
+            await self._own()
             try:
                 await self._launch()
             except BaseException:
@@ -135,7 +138,7 @@ class EmbeddedServer:
         call again, or `stop`.
         """
         async with self._turn:
-            self._own()
+            await self._own()
             await self._end()
             await self._launch()
             return self.url
@@ -148,7 +151,7 @@ class EmbeddedServer:
 
     # ---- the owner of the directory
 
-    def _own(self) -> None:
+    async def _own(self) -> None:
         if self._owner_fd is not None:
             return
         try:
@@ -159,11 +162,17 @@ class EmbeddedServer:
                 f"the data directory {self.data_dir} cannot be used: {error.strerror}. "
                 "Name another one with --data-dir or PILOTAGE_DATA_DIR"
             ) from error
-        if not _try_lock(fd):
+        owned = False
+        try:
+            owned = await _lock_within(fd, OWNER_SECS)
             holder = os.read(fd, 32).strip()
-            os.close(fd)
+        finally:
+            if not owned:
+                os.close(fd)
+        if not owned:
             raise DataDirInUseError(self.data_dir, int(holder) if holder.isdigit() else None)
         os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
         os.write(fd, f"{os.getpid()}\n".encode())
         self._owner_fd = fd
 
@@ -173,6 +182,9 @@ class EmbeddedServer:
             self._process.ask_to_end()
             self._process = None
         if self._owner_fd is not None:
+            # Said, not only closed: a process that another thread is just starting has a copy of
+            # the descriptor until its exec, and with it the lock.
+            fcntl.flock(self._owner_fd, fcntl.LOCK_UN)
             os.close(self._owner_fd)
             self._owner_fd = None
 

@@ -18,10 +18,11 @@ from pilotage.cli.connect import client_settings
 from pilotage.cli.errors import FAILED, CommandError
 from pilotage.cli.root import invoke
 from pilotage.cli.server_process import StoppedError, port_is_free, serving
+from pilotage.persistence.redis_store import RedisStore
 from pilotage.settings import Settings
 from tests.cli.flows import app
 from tests.cli.server import ROOT
-from tests.support.waiting import wait_until, wait_until_sync
+from tests.support.waiting import wait_until_sync
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +103,38 @@ def test_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 def lock_is_free(data_dir: Path) -> bool:
-    """Also while a process that was forked a moment ago still holds a copy of the lock."""
     with (data_dir / "owner.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
         return True
+
+
+async def test_a_start_that_comes_up_although_it_was_ended_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store's client loses a cancellation that comes together with an answer."""
+    reached, ended = asyncio.Event(), asyncio.Event()
+    acquire = RedisStore.acquire
+
+    async def acquire_whatever_comes(store: RedisStore, owner: str, lease_secs: float) -> int:
+        reached.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.set()
+        return await acquire(store, owner, lease_secs)
+
+    monkeypatch.setattr(RedisStore, "acquire", acquire_whatever_comes)
+    settings = Settings(data_dir=tmp_path / "data", port=0)
+    starting = asyncio.create_task(serving(settings).__aenter__())
+    await reached.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert ended.is_set()
+    assert lock_is_free(tmp_path / "data")
 
 
 async def test_a_stop_during_the_start_ends_the_start(tmp_path: Path) -> None:
@@ -118,7 +144,7 @@ async def test_a_stop_during_the_start_ends_the_start(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         async with serving(settings, stop=stop):
             pass
-    await wait_until(lambda: lock_is_free(tmp_path / "data"), "the lock given back")
+    assert lock_is_free(tmp_path / "data")
     async with serving(settings) as server:  # everything was left in order
         assert server.url.startswith("http://127.0.0.1:")
         with pytest.raises(CommandError) as refused:

@@ -1,0 +1,1 @@
+"""Chaos on real parts: real servers and stores are killed, paused and cut off under load."""
