@@ -274,25 +274,28 @@ def demo_env(tmp_path: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_demos_side_by_side_and_one_more_on_the_same_directory(tmp_path: Path) -> None:
+def test_a_demo_beside_another_server_and_two_on_the_same_directory(tmp_path: Path) -> None:
     env, port = demo_env(tmp_path), str(free_port())
-    first = CliProcess("demo", "--port", port, env=env, log=tmp_path / "log")
-    first.read_until("is up on")
-    second = run_cli("demo", "--port", port, env=env)
-    assert first.process.wait(30) == 0
-    assert first.stop() == 0
-    assert "is completed" in first.lines[-1]
-    assert any("tries again" in line for line in first.lines)
-    assert "\x1b" not in "".join(first.lines)
+    holder = CliProcess("dev", "--port", port, env=env, log=tmp_path / "log")
+    try:
+        holder.read_until("http://")
+        beside = run_cli("demo", "--port", port, env=env)
+    finally:
+        assert holder.stop() == 0
+    assert beside.returncode == 0, beside
+    assert f"port {port} is taken" in beside.stdout
+    assert "in use by another server" in beside.stdout
+    assert "is completed" in beside.stdout.splitlines()[-1]
 
-    assert second.returncode == 0, second
-    assert f"port {port} is taken" in second.stdout
-    assert "in use by another server" in second.stdout
-    assert "is completed" in second.stdout.splitlines()[-1]
+    first = run_cli("demo", "--port", port, env=env)
+    assert first.returncode == 0, first
+    assert "is completed" in first.stdout.splitlines()[-1]
+    assert "tries again" in first.stdout
+    assert "\x1b" not in first.stdout
 
-    third = run_cli("demo", "--port", port, env=env)
-    assert third.returncode == 0, third
-    assert "brought up to date" in third.stdout
+    again = run_cli("demo", "--port", port, env=env)
+    assert again.returncode == 0, again
+    assert "brought up to date" in again.stdout
 
 
 def test_the_demo_says_why_it_cannot_run(tmp_path: Path) -> None:
