@@ -56,14 +56,18 @@ class Worker:
             self._send(outcome)
 
     def _read(self) -> None:
-        with self._link.makefile("rb") as stream:
-            while len(header := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
-                size = int.from_bytes(header)
-                data = stream.read(size)
-                if len(data) < size:
-                    break
-                self._orders.put(decode_order(data))
-        _end()
+        try:
+            with self._link.makefile("rb") as stream:
+                while len(header := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
+                    size = int.from_bytes(header)
+                    data = stream.read(size)
+                    if len(data) < size:
+                        break
+                    self._orders.put(decode_order(data))
+        except OSError:  # a server that is killed before it has read everything: a reset, no end
+            pass
+        finally:
+            _end()
 
     def _do(self, order: Order) -> Completed | Failed:
         try:

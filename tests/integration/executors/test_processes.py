@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +15,9 @@ from typing import Any, Self
 import msgspec
 import pytest
 
+from pilotage.actors.executors import process_pool
 from pilotage.actors.executors.port import Attempt, Failed, Logged, Progressed
+from pilotage.actors.executors.process_wire import frame, order_of
 from pilotage.actors.executors.python_executor import PythonExecutor, PythonSettings
 from pilotage.actors.executors.python_jobs import JobRegistry
 from tests.integration.executors import process_functions as functions
@@ -213,7 +217,9 @@ async def test_a_function_that_cannot_be_imported_is_a_final_failure(
 
 PROGRAM = """
 import asyncio, os, sys
+from pilotage.actors.executors import process_pool
 from pilotage.actors.executors.port import Attempt, Completed
+from pilotage.actors.executors.process_wire import frame, order_of
 from pilotage.actors.executors.python_executor import PythonExecutor
 from pilotage.actors.executors.python_jobs import JobRegistry
 
@@ -270,3 +276,13 @@ async def test_a_worker_does_not_outlive_its_server(tmp_path: Path) -> None:
     printed, _ = await process.communicate()
     worker = msgspec.json.decode(printed.decode().split(" ", 1)[1])[1]
     await wait_until(lambda: not runs(worker), "the worker is gone")
+
+
+async def test_a_worker_does_not_outlive_a_server_that_was_killed_before_it_read_the_news() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with theirs:
+        worker = process_pool._start(theirs)
+    ours.sendall(frame(order_of(attempt(), "awaited", functions.awaited)))
+    await asyncio.to_thread(ours.recv, 1, socket.MSG_PEEK)  # there is news, and nobody reads it
+    ours.close()
+    assert await asyncio.to_thread(worker.wait, 30) == -signal.SIGKILL
