@@ -97,6 +97,8 @@ async def chaos(plan: Plan) -> Report:
         flying = asyncio.create_task(world.pilots.fly(stop))
         try:
             await world.attack(plan)
+        except AssertionError as error:
+            ledger.problem(f"the attack was given up: {error}")
         finally:
             stop.set()
             flying.cancel()
@@ -198,6 +200,7 @@ class World:
             self.ledger.problem(f"{server.name} did not end with 0 when it was stopped")
         if store is not None and is_alive(store):
             self.ledger.problem("the embedded store outlives a server that was stopped")
+        await self.fleet.all_children_ended()
 
     def _logged(self) -> Counter[str]:
         """Warnings and errors in the logs. An error that no fault explains is a problem."""

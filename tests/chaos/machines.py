@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ADMIN_KEY = "plt_" + "c" * 43
 LEASE_SECS = 2
 STOP_SECS = 60.0
+CHILDREN_SECS = 20.0
+"""What processes that a killed server leaves behind get to notice it."""
 
 
 def is_alive(pid: int) -> bool:
@@ -96,10 +98,14 @@ class ServerProcess:
         assert self._process is not None
         async with asyncio.timeout(within_secs):
             status = await self._process.wait()
-            if self._reading is not None:
-                await self._reading
         self.url = ""
         return status
+
+    async def children_ended(self) -> bool:
+        """Whether nobody holds its standard output any more: no child has outlived it for long."""
+        assert self._reading is not None
+        await asyncio.wait({self._reading}, timeout=CHILDREN_SECS)
+        return self._reading.done()
 
     def log_lines(self) -> list[dict[str, Any]]:
         """Its log, as far as lines are whole."""
@@ -182,6 +188,7 @@ class Fleet:
         self.current: ServerProcess | None = None
         self.all: list[ServerProcess] = []
         self.ends: Counter[str] = Counter()
+        self._watches: set[asyncio.Task[None]] = set()
         self.wakings: list[tuple[float, float]] = []
         """When superseded servers were awake: from their waking to their end."""
 
@@ -219,7 +226,16 @@ class Fleet:
             if status not in {0, -signal.SIGKILL}:
                 await asyncio.sleep(0.5)
 
+    async def _watch_children(self, server: ServerProcess) -> None:
+        if not await server.children_ended():
+            self._problems.append(f"{server.name} ended and left a process behind")
+
+    async def all_children_ended(self) -> None:
+        if self._watches:
+            await asyncio.wait(self._watches)
+
     def _note_end(self, server: ServerProcess, status: int) -> None:
+        self._watches.add(asyncio.create_task(self._watch_children(server)))
         words = server.log_lines()[-1:] or [{"message": ""}]
         said = str(words[0].get("message"))[:160]
         if server.superseded:
