@@ -22,7 +22,7 @@ from pilotage.actors.job_runs import Announced
 from pilotage.actors.kernel import Clock
 from pilotage.actors.messages import AttemptNote
 from pilotage.actors.supervisor import Supervisor
-from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command
+from pilotage.runtime.commands import CALLBACK, AttemptCompleted, AttemptFailed, Command
 from pilotage.runtime.ids import Located, locate
 from pilotage.runtime.replies import Late
 from pilotage.runtime.state import RunState
@@ -63,10 +63,12 @@ class Callbacks:
                 error=str(error),
                 error_class="output_transform",
                 final=True,
-                actor="job",
+                actor=CALLBACK,
             )
         else:
-            command = AttemptCompleted(step=step, attempt=where.attempt, output=output, actor="job")
+            command = AttemptCompleted(
+                step=step, attempt=where.attempt, output=output, actor=CALLBACK
+            )
         await self._report(where, step, command)
 
     async def _transformed(self, where: Located, step: int, output: bytes | None) -> bytes | None:
@@ -85,7 +87,7 @@ class Callbacks:
             error=error,
             error_class="job_error",
             final=final,
-            actor="job",
+            actor=CALLBACK,
         )
         await self._report(where, step, command)
 

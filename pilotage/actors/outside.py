@@ -175,7 +175,9 @@ class Outside:
         return report
 
     def _stop_attempt(self, effect: StopAttempt) -> None:
-        self._services.executors.stop(self._run_id, effect.step, effect.attempt, effect.timed_out)
+        executors, key = self._services.executors, (self._run_id, effect.step, effect.attempt)
+        if not effect.reported or executors.why_held(*key) is not None:
+            executors.stop(*key, effect.timed_out)
 
     def _request_slot(self, effect: RequestSlot) -> None:
         job = (self._state.head.project_id, effect.job)

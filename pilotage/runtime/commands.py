@@ -13,6 +13,8 @@ from pilotage.runtime.state import RunHead, StepState
 from pilotage.runtime.status import RunStatus
 
 SYSTEM = "system"
+CALLBACK = "job"
+"""Who reports through the callback API."""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -29,11 +29,14 @@ class StartAttempt(Effect, frozen=True, kw_only=True, tag=True):
 
 
 class StopAttempt(Effect, frozen=True, kw_only=True, tag=True):
-    """Tell the attempt to stop; `timed_out`: because its time was up."""
+    """Tell the attempt to stop; `timed_out`: because its time was up. `reported`: its end came by
+    callback, so it is withdrawn only if this order for it is still held back.
+    """
 
     step: int
     attempt: int
     timed_out: bool = False
+    reported: bool = False
 
 
 class RequestSlot(Effect, frozen=True, kw_only=True, tag=True):

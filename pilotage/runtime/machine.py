@@ -19,6 +19,7 @@ import msgspec
 from pilotage.runtime import decide_report, decide_run, decide_step
 from pilotage.runtime.backoff import policy_of
 from pilotage.runtime.commands import (
+    CALLBACK,
     AdmitRun,
     ApproveStep,
     AttemptAccepted,
@@ -190,6 +191,8 @@ def _taken_back(d: Draft, i: int, before: StepState, after: StepState, out: list
         if spec.step_type is StepType.JOB:
             if d.reported != i:
                 out.append(StopAttempt(step=i, attempt=before.attempt, timed_out=d.timed_out == i))
+            elif d.actor == CALLBACK:  # after a crash another order for it may be on its way
+                out.append(StopAttempt(step=i, attempt=before.attempt, reported=True))
             if policy_of(spec, d.head.policies).limited:
                 out.append(ReleaseSlot(step=i, job=spec.job_id or ""))
         elif d.reported != i and before.child_run_id is not None:

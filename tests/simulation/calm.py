@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from pilotage.actors.runtime import Runtime
 from pilotage.actors.services import RUN_TIMER
+from pilotage.persistence import codec
 from pilotage.runtime.effects import ParkEvent, ScheduleTimer
+from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.recovery import recovery_effects
 from pilotage.runtime.state import RunState, delay_ms, satisfies
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
@@ -50,6 +52,12 @@ def same_as_memory(runtime: Runtime, run: Shadow) -> None:
             )
 
 
+def history_of(world: World, run_id: str) -> list[HistoryEntry]:
+    return [
+        codec.decode_history(item.data, HistoryEntry) for item in world.store.runs[run_id].history
+    ]
+
+
 def active_runs(world: World) -> list[Shadow]:
     return [run for run in world.ledger.runs.values() if not run.vitals.status.is_terminal]
 
@@ -87,6 +95,7 @@ def _all_that_stands(world: World, runtime: Runtime) -> Iterator[str]:
 
 def _standing(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
     yield from _not_armed(world, runtime, run)
+    yield from _orphaned(world, run)
     state = run.state
     for i, step in enumerate(run.steps):
         if step.status is StepStatus.RUNNING:
@@ -95,6 +104,19 @@ def _standing(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
             yield from _held(run, i)
         elif _is_left_out(state, i):
             yield f"step {i} is ready and left waiting"
+
+
+def _orphaned(world: World, run: Shadow) -> Iterator[str]:
+    """A child runs on only as long as its parent's step waits for it, or if it was reopened."""
+    head = run.head
+    if head.parent_run_id is None or head.parent_step is None:
+        return
+    parent = world.ledger.runs[head.parent_run_id]
+    step = parent.steps[head.parent_step]
+    if step.status is StepStatus.RUNNING and step.child_run_id == head.id:
+        return
+    if not any(entry.type == "run_reopened" for entry in history_of(world, head.id)):
+        yield f"the step of its parent is {step.status} and does not wait for it"
 
 
 def _is_left_out(state: RunState, i: int) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from pilotage.persistence import codec
 from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.status import StepStatus
-from tests.simulation.calm import active_runs, nothing_stands_still
+from tests.simulation.calm import active_runs, history_of, nothing_stands_still
 from tests.simulation.ledger import Shadow, ViolationError
+
+MEMORY_LOOKS = 15
+"""Seconds until a request that nobody waits for has been given up."""
 
 if TYPE_CHECKING:
     from tests.simulation.clients import Clients
@@ -27,7 +31,11 @@ async def all_is_over(world: World, clients: Clients) -> None:
         _store_agrees(world, run_id)
         _history_agrees(world.ledger.runs[run_id], history)
     clients.were_heard(histories)
-    _memory_is_empty(world)
+    for _ in range(MEMORY_LOOKS):
+        if not left_in_memory(world):
+            return
+        await asyncio.sleep(1.0)
+    raise ViolationError(f"left in memory: {left_in_memory(world)}")
 
 
 def open_steps(run: Shadow) -> str:
@@ -36,12 +44,6 @@ def open_steps(run: Shadow) -> str:
         for i, step in enumerate(run.steps)
         if not step.status.is_terminal
     )
-
-
-def history_of(world: World, run_id: str) -> list[HistoryEntry]:
-    return [
-        codec.decode_history(item.data, HistoryEntry) for item in world.store.runs[run_id].history
-    ]
 
 
 def _store_agrees(world: World, run_id: str) -> None:
@@ -104,15 +106,17 @@ def _step_history(mine: list[HistoryEntry], *, fresh: bool) -> str | None:
     return None
 
 
-def _memory_is_empty(world: World) -> None:
+def left_in_memory(world: World) -> list[str]:
+    """Nothing is to be done, so nothing is kept that would have to be done."""
     server = world.servers.current
     assert server is not None
     runtime = server.runtime
     admission, hub = runtime.admission, runtime.hub
+    attempts = runtime.executors._entries.keys() | runtime.executors._waiting.keys()
     left = {
         "runs": len(runtime.supervisor),
         "timers": len(runtime.timers),
-        "attempts": runtime.executors.active,
+        "attempts": len(attempts),
         "parked": len(hub._parked),
         "events on their way": len(hub._taking),
         "slots of workflows": sum(len(pool.holders) for pool in admission._runs.values()),
@@ -124,5 +128,6 @@ def _memory_is_empty(world: World) -> None:
         "tasks of the supervisor": len(runtime.supervisor._tasks),
         "tasks of the runtime": len(runtime._tasks),
     }
-    if any(left.values()):
-        raise ViolationError(f"left in memory: { {k: v for k, v in left.items() if v} }")
+    return [f"{count} {what}" for what, count in left.items() if count] + [
+        f"attempt {key}" for key in sorted(attempts)
+    ]

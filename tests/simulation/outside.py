@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from random import Random
 from typing import Protocol
 
 import msgspec
 
-from pilotage.actors.errors import ApplicationError
+from pilotage.actors.errors import ApplicationError, UnavailableError
 from pilotage.actors.executors.port import (
     Accepted,
     Attempt,
@@ -27,7 +28,9 @@ from pilotage.actors.executors.port import (
 from pilotage.actors.executors.tokens import RunTokens
 from pilotage.actors.gateway import Gateway
 from pilotage.actors.kernel import Clock
+from pilotage.persistence.port import StoreUnavailableError
 from pilotage.runtime.definition import JobSpec
+from pilotage.runtime.errors import PilotageError
 from tests.simulation.ledger import AttemptKey as Key, Ledger, Output, ViolationError
 from tests.simulation.loop import PROCESS, Process, SimLoop
 
@@ -52,11 +55,15 @@ class Server(Protocol):
     loop: SimLoop
     ledger: Ledger
 
-    def owns(self, process: Process) -> bool:
-        """Whether the process has the newest fence."""
+    def known_as_running(self, process: Process, key: AttemptKey) -> None:
+        """Whether the newest state that the store has acknowledged to the process demands it."""
         ...
 
     def crash(self, process: Process, why: str) -> None: ...
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Keeps the violation that is raised in it, whoever swallows it then."""
+        ...
 
     async def request(self, work: Callable[[Gateway], Awaitable[object]]) -> object:
         """A request to the server that answers now; `ConnectionError` if none does."""
@@ -139,11 +146,11 @@ class Jobs:
                     self._told(attempt, output)
             except ConnectionError:
                 await _sleep(loop, 0.3 + rnd.random())
-            except ApplicationError as error:
-                if type(error).__name__ != "UnavailableError":
-                    self.server.note("callback", attempt.idempotency_key, type(error).__name__)
-                    return
+            except (UnavailableError, StoreUnavailableError):  # 503, both of them
                 await _sleep(loop, 0.3 + rnd.random())
+            except ApplicationError as error:
+                self.server.note("callback", attempt.idempotency_key, type(error).__name__)
+                return
             else:
                 return
 
@@ -158,7 +165,7 @@ class Jobs:
                 await self.server.request(
                     lambda g: g.callback_progress(attempt.job_run_id, token, 50.0, None)
                 )
-            except (ConnectionError, ApplicationError):
+            except (ConnectionError, PilotageError):
                 continue
         return delay
 
@@ -200,9 +207,11 @@ class SimExecutor:
             return
         server, key = jobs.server, attempt.key
         server.note("dispatch", process.name, attempt.idempotency_key)
-        server.ledger.may_be_dispatched(key, owner=server.owns(process))
-        if key in self.in_progress:
-            raise ViolationError(f"attempt {key} is started twice by the same process")
+        with server.watching():
+            server.ledger.may_be_dispatched(key)
+            server.known_as_running(process, key)
+            if key in self.in_progress:
+                raise ViolationError(f"attempt {key} is started twice by the same process")
         self._serial += 1
         self.in_progress[key] = self._serial
         delay, answer, times = jobs.order(attempt)
@@ -211,8 +220,9 @@ class SimExecutor:
                 attempt.job_run_id, self._clock.now_ms(), attempt.timeout_secs
             )
             jobs.take_on(attempt, token, times)
-        if answer is not None:
-            process.call_later(delay, self._answered, key, self._serial, answer, report)
+        if answer is None:  # the connection is given up some time after the attempt's timeout
+            delay, answer = attempt.timeout_secs + 5.0, Failed("no answer", "timeout")
+        process.call_later(delay, self._answered, key, self._serial, answer, report)
         if jobs._rnd.random() < jobs.habits.crash_at_dispatch and not jobs.calm:
             server.crash(process, "at a dispatch")
 

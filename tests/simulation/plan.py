@@ -17,7 +17,7 @@ from tests.simulation.store import Fate, FaultRates
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Rates are per second of the storm unless they say otherwise.
 
-    runs, commands   how many triggers and commands clients send during the storm
+    runs, commands, events   how much clients send during the storm
     crashes          kill -9 at a random instant
     freezes          SIGSTOP for longer than the lease; another server takes over meanwhile
     stops            orderly stops
@@ -28,6 +28,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int
     runs: int
     commands: int
+    events: int
     storm_secs: float
     rates: FaultRates
     habits: Habits
@@ -61,6 +62,7 @@ def plan_of(seed: int) -> Plan:
         max_steps=rnd.choice((2, 4, 6, 8)),
         runs=rnd.choice((1, 2, 3, 5, 8)),
         commands=rnd.choice((0, 3, 8, 16)),
+        events=rnd.choice((0, 2, 8)),
         storm_secs=rnd.choice((4.0, 8.0, 12.0)),
         rates=FaultRates(
             fates={fate: share for fate, share in fates.items() if share},
@@ -78,5 +80,5 @@ def plan_of(seed: int) -> Plan:
         crashes=rnd.choice((0, 0, 1, 2)),
         freezes=rnd.choice((0, 0, 0, 1)),
         stops=rnd.choice((0, 0, 1)),
-        outages=rnd.choice((0, 0, 1)),
+        outages=rnd.choice((0, 0, 1, 2)),
     )

@@ -12,7 +12,9 @@ from pilotage.actors.gateway import Gateway
 from pilotage.actors.runtime import Runtime
 from pilotage.persistence.memory import MemoryServer
 from pilotage.runtime.errors import PilotageError
+from pilotage.runtime.status import StepStatus
 from pilotage.settings import Settings
+from tests.simulation.ledger import AttemptKey, ViolationError
 from tests.simulation.loop import Process, SimLoop
 from tests.simulation.store import Network, SimStore, Watcher
 
@@ -140,8 +142,19 @@ class Servers:
             for request in list(process.requests):
                 _lose(request)
 
-    def owns(self, process: Process) -> bool:
-        return isinstance(process, Server) and process.runtime._fence == self._store.fence
+    @staticmethod
+    def known_as_running(process: Process, key: AttemptKey) -> None:
+        """What the store has acknowledged to the process demands the attempt."""
+        assert isinstance(process, Server)
+        run_id, i, attempt = key
+        state = process.runtime.supervisor.published(run_id)
+        if state is None:
+            raise ViolationError(f"attempt {key} is dispatched by {process.name} without its run")
+        step = state.step(i)
+        if step.status is not StepStatus.RUNNING or step.attempt != attempt:
+            raise ViolationError(
+                f"attempt {key} is dispatched; its step is {step.status} at {step.attempt}"
+            )
 
     # --- requests --------------------------------------------------------------------------------
 

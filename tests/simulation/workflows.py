@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 EVENTS = ("paid", "shipped", "signed")
 APPROVER = "ops"
-_TYPES = ("job",) * 5 + ("approval", "wait_for_event", "sleep", "sub_workflow")
+_TYPES = ("job",) * 5 + ("approval", "wait_for_event", "sleep", "sub_workflow", "sub_workflow")
 
 
 def random_jobs(rnd: Random) -> list[Json]:
@@ -56,7 +56,7 @@ def random_workflow(rnd: Random, plan: Plan, number: int) -> Json:
 def _step(rnd: Random, i: int, deps: list[int], size: int, number: int) -> Json:
     kind = rnd.choice(_TYPES)
     if kind == "sub_workflow" and number == 0:
-        kind = "job"
+        kind = rnd.choice(("job", "wait_for_event"))
     some = f"s{rnd.choice(deps)}" if deps else None
     step: Json = {
         "step_ref": f"s{i}",

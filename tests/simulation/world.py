@@ -20,7 +20,7 @@ from pilotage.runtime.graph import StepGraph
 from tests.simulation import calm, ended
 from tests.simulation.clients import Clients
 from tests.simulation.disasters import disasters
-from tests.simulation.ledger import Ledger, Limits, ViolationError
+from tests.simulation.ledger import AttemptKey, Ledger, Limits, ViolationError
 from tests.simulation.loop import Process, SimLoop, SimulationStuckError
 from tests.simulation.outside import Jobs
 from tests.simulation.patches import patched
@@ -111,14 +111,21 @@ class World:
     def crash(self, process: Process, why: str) -> None:
         self.servers.crash(process, why)
 
-    def owns(self, process: Process) -> bool:
-        return self.servers.owns(process)
+    def known_as_running(self, process: Process, key: AttemptKey) -> None:
+        self.servers.known_as_running(process, key)
 
     async def request(self, work: Any) -> Any:
         return await self.servers.request(work)
 
     def spawn_outside(self, work: Awaitable[object]) -> None:
-        self._outside.append(self.loop.create_task(_awaited(work), context=_NO_PROCESS.copy()))
+        async def watched() -> None:
+            try:
+                await work
+            except Exception as error:
+                self.fail(error)
+                raise
+
+        self._outside.append(self.loop.create_task(watched(), context=_NO_PROCESS.copy()))
 
     # --- the store -----------------------------------------------------------------------------
 
@@ -220,10 +227,6 @@ class World:
             await asyncio.sleep(0.1)
             if self.loop.now > until:
                 raise ViolationError("the server does not stop")
-
-
-async def _awaited(work: Awaitable[object]) -> None:
-    await work
 
 
 _NO_PROCESS = Context()

@@ -122,6 +122,8 @@ class World:
 
     def _stop(self, effect: StopAttempt) -> None:
         key = (effect.step, effect.attempt)
+        if effect.reported:
+            return  # of use after a crash only, when there are two orders for it
         assert key in self.attempts, f"attempt {key} is stopped but not in progress"
         self.attempts.discard(key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -104,6 +105,19 @@ def test_at_the_bound_the_attempt_has_failed_retryable_and_is_told_to_stop() -> 
     assert run.effects(StopAttempt) == [StopAttempt(step=0, attempt=1, timed_out=True)]
     run.fires("a").fires("a")
     assert run.error == "step 'a' failed: timed out after 0.25 s"
+
+
+@pytest.mark.parametrize("report", [c.AttemptCompleted, partial(c.AttemptFailed, error="no")])
+def test_what_ended_by_callback_is_withdrawn_where_it_is_still_held_back(
+    report: Callable[..., c.Command],
+) -> None:
+    """After a crash it is dispatched again, and its first delivery may report meanwhile."""
+    run = Run(job("a"))
+    run.give(report(step=0, attempt=1, actor=c.CALLBACK))
+    assert run.effects(StopAttempt) == [StopAttempt(step=0, attempt=1, reported=True)]
+    other = Run(job("a"))
+    other.give(report(step=0, attempt=1))
+    assert other.effects(StopAttempt) == []
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ SAMPLES: dict[str, Any] = {
     "output": b'{"x":1}', "parent_attempt": 4, "parent_run_id": PARENT_ID, "payload": b"[1]",
     "pinned": True, "reason": "why", "resolution": Resolution.FORCED, "result": b"1",
     "retry_after_secs": 1.5, "since_ms": 9, "slot": False, "status": RunStatus.FAILED, "step": 6,
-    "timed_out": True, "timeout_secs": 2.5, "unstarted": True, "wait": WaitingFor.EVENT,
+    "reported": True, "timed_out": True, "timeout_secs": 2.5, "unstarted": True,
+    "wait": WaitingFor.EVENT,
     "what": "reopen", "workflow": "child",
 }  # fmt: skip
 
