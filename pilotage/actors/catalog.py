@@ -18,6 +18,7 @@ from zlib import crc32
 import msgspec
 
 from pilotage.actors.api_keys import ApiKeys
+from pilotage.actors.catalog_deleted import DeletedWorkflows
 from pilotage.actors.catalog_graphs import GraphCache
 from pilotage.actors.catalog_lookup import Known, each, find, look_up, references, unknown
 from pilotage.actors.catalog_model import (
@@ -105,6 +106,8 @@ class Catalog:
         self._workflows = Shelf(store, _filing("workflow", Workflow), fence)
         self._versions = Shelf(store, _filing("version", WorkflowVersion), fence)
         self._jobs = Shelf(store, _filing("job", Job), fence)
+        self.deleted = DeletedWorkflows(store, self._workflows, self._versions)
+        self._fence = fence
         self._graphs = GraphCache()
         self._locks = tuple(asyncio.Lock() for _ in range(_LOCKS))
         self.listeners = Listeners()
@@ -187,7 +190,7 @@ class Catalog:
             return new
 
     async def delete_workflow(self, workflow: Workflow) -> None:
-        """Gone for new runs; its versions stay, because finished runs refer to them."""
+        """Gone for new runs; its versions stay as long as there are runs that refer to them."""
         async with self._changing(workflow.project_id):
             with catalog_errors("workflow"):
                 active = await self._store.active_count(workflow.id)
@@ -196,6 +199,7 @@ class Catalog:
                     f'workflow "{workflow.slug}" has {active} active runs; '
                     "cancel them or wait for their end, then delete it"
                 )
+            await self.deleted.note(workflow, self._fence())
             if not await self._workflows.delete(workflow.id):
                 raise unknown("workflow", workflow.id)
             self.listeners.workflow_deleted(workflow.id)

@@ -27,7 +27,7 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class WorkflowVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What runs of this version run; never changed and never deleted, runs refer to it."""
+    """What runs of this version run; never changed, and kept as long as runs refer to it."""
 
     id: str
     workflow_id: str

@@ -61,6 +61,9 @@ class Health(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def degraded(self) -> str | None: ...
+
 
 class Gateway(RunReader):
     """Made by `pilotage.actors.runtime.Runtime`."""
@@ -88,6 +91,11 @@ class Gateway(RunReader):
     @property
     def ready(self) -> bool:
         return self._health.ready
+
+    @property
+    def degraded(self) -> str | None:
+        """What is not taken on although it is ready, and why."""
+        return self._health.degraded
 
     # --- starting ----------------------------------------------------------------------------
 

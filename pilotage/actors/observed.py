@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from pilotage.actors.executors.dispatch import Executors
 from pilotage.actors.kernel import LoopDispatcher, Timers
 from pilotage.actors.metrics import Metrics
 from pilotage.actors.services import TimerKey
+from pilotage.actors.store_room import StoreRoom
 from pilotage.actors.supervisor import Supervisor
 from pilotage.actors.writer import Writer
 
@@ -15,17 +17,21 @@ LATE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-def observe(
-    metrics: Metrics,
-    *,
-    supervisor: Supervisor,
-    executors: Executors,
-    timers: Timers[TimerKey],
-    dispatcher: LoopDispatcher,
-    writer: Writer,
-) -> None:
+class Parts(Protocol):
+    """What is asked: the parts of a runtime."""
+
+    supervisor: Supervisor
+    executors: Executors
+    timers: Timers[TimerKey]
+    dispatcher: LoopDispatcher
+    writer: Writer
+    room: StoreRoom
+
+
+def observe(metrics: Metrics, parts: Parts) -> None:
     """Once, when the parts are there."""
-    stats = dispatcher.stats
+    supervisor, executors, writer = parts.supervisor, parts.executors, parts.writer
+    timers, room, stats = parts.timers, parts.room, parts.dispatcher.stats
     gauges: dict[str, tuple[str, Callable[[], float]]] = {
         "runs_in_memory": ("Runs that have an actor.", lambda: len(supervisor)),
         "runs_quarantined": (
@@ -47,6 +53,11 @@ def observe(
             "Messages of other threads that wait for the actors' loop.",
             lambda: stats().remote,
         ),
+        "store_used_ratio": (
+            "Share of the store's memory in use; 0 if it has no bound.",
+            lambda: room.used or 0.0,
+        ),
+        "store_full": ("1 while no new run is taken on for want of room.", lambda: room.full),
         "store_healthy": ("1 while the store takes what is written.", lambda: writer.healthy),
     }
     counters: dict[str, tuple[str, Callable[[], float]]] = {

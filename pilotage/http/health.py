@@ -28,8 +28,13 @@ class HealthController(Controller):
 
     @get("/health/ready", operation_id="get-readiness", opt=OPEN)
     async def readiness(self, request: AnyRequest) -> ASGIResponse:
-        """503 while the store is away, recovery runs or the server stops."""
-        if api_of(request).gateway.ready:
+        """503 while the store is away, recovery runs or the server stops. `degraded` while no new
+        run is taken on and everything else goes on.
+        """
+        gateway = api_of(request).gateway
+        if gateway.ready and gateway.degraded is not None:
+            return ok({"status": "degraded", "reason": gateway.degraded})
+        if gateway.ready:
             return ok({"status": "ready"})
         raise UnavailableError("not ready: the store is away, runs are recovered, or it stops")
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from pilotage.persistence.memory_parts import MemoryEvent, MemoryRun
 from pilotage.persistence.port import (
     BoundReachedError,
     FencedError,
@@ -43,7 +44,6 @@ from pilotage.runtime.status import RunStatus
 MAX_IDEMPOTENCY_RECORDS: Final = 100_000
 MAX_BUFFERED_EVENTS: Final = 10_000
 MAX_CLAIMED_EVENTS: Final = 10_000
-MAX_JOB_RUNS: Final = 100
 _POLL_SECS: Final = 0.02
 
 Hook = Callable[[Sequence[RunWrite]], None]
@@ -51,76 +51,6 @@ Hook = Callable[[Sequence[RunWrite]], None]
 
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-class _Run:
-    """Everything the server has of one run."""
-
-    __slots__ = (
-        "blob",
-        "fence",
-        "head",
-        "history",
-        "index",
-        "job_runs",
-        "outbox",
-        "seq",
-        "steps",
-        "vitals",
-    )
-
-    def __init__(self, write: RunWrite, fence: int) -> None:
-        self.head: bytes = write.head or b""
-        self.index: RunIndex = write.index
-        self.seq, self.fence = write.seq, fence
-        self.vitals = write.vitals
-        self.blob: bytes | None = None
-        self.steps: dict[int, bytes] = {}
-        self.history: list[HistoryItem] = []
-        self.job_runs: dict[tuple[int, int], bytes] = {}
-        self.outbox: dict[str, bytes] = {}
-
-    def apply(self, write: RunWrite, fence: int) -> None:
-        self.seq, self.fence = write.seq, fence
-        self.index, self.vitals = write.index, write.vitals
-        self.head = write.head or self.head
-        if write.finished:
-            self.blob = write.blob or self.blob
-            self.steps = {}
-        else:
-            self.blob = None
-            self.steps |= write.steps
-        self.history += [item for item in write.history if item.seq > len(self.history)]
-        for (step, attempt), data in write.job_runs.items():
-            self._keep_job_run(step, attempt, data)
-        for message_id in write.outbox_done:
-            self.outbox.pop(message_id, None)
-        self.outbox |= write.outbox_add
-
-    def _keep_job_run(self, step: int, attempt: int, data: bytes) -> None:
-        self.job_runs[step, attempt] = data
-        newest = max(a for s, a in self.job_runs if s == step)
-        for key in [k for k in self.job_runs if k[0] == step and k[1] <= newest - MAX_JOB_RUNS]:
-            del self.job_runs[key]
-
-    def fits(self, write: RunWrite) -> bool:
-        """Whether the write has the parts that a change from what is stored needs."""
-        if write.finished and self.blob is None and write.blob is None:
-            return False
-        if not write.finished and self.blob is not None and write.head is None:
-            return False
-        return not write.history or write.history[0].seq <= len(self.history) + 1
-
-    @property
-    def active(self) -> bool:
-        return self.blob is None or bool(self.outbox)
-
-
-class _Event:
-    __slots__ = ("data", "event_id", "expires_at_ms")
-
-    def __init__(self, event_id: str, data: bytes, expires_at_ms: int) -> None:
-        self.event_id, self.data, self.expires_at_ms = event_id, data, expires_at_ms
 
 
 class MemoryServer:
@@ -135,14 +65,15 @@ class MemoryServer:
         self.clock_ms = clock_ms
         self.random_bytes = random_bytes
         self.fence = 0
+        self.fullness: float | None = None
         self.lease: tuple[str, int, int] | None = None
         """Owner, fencing token, Unix milliseconds at which it runs out."""
-        self.runs: dict[str, _Run] = {}
+        self.runs: dict[str, MemoryRun] = {}
         self.answers: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.records: dict[tuple[str, str], Record] = {}
         self.slugs: dict[tuple[str, str, str], str] = {}
-        self.events: dict[str, dict[str, list[_Event]]] = {}
-        self.claims: dict[tuple[str, str, str], _Event] = {}
+        self.events: dict[str, dict[str, list[MemoryEvent]]] = {}
+        self.claims: dict[tuple[str, str, str], MemoryEvent] = {}
         self.secrets: dict[str, bytes] = {}
 
     def live_lease(self) -> tuple[str, int, int] | None:
@@ -156,7 +87,7 @@ class MemoryServer:
             del answers[key]
         return record.key in answers or len(answers) < MAX_IDEMPOTENCY_RECORDS
 
-    def claim(self, claim: tuple[str, str, str], event: _Event) -> None:
+    def claim(self, claim: tuple[str, str, str], event: MemoryEvent) -> None:
         self.claims[claim] = event
         mine = [(c.expires_at_ms, k) for k, c in self.claims.items() if k[0] == claim[0]]
         if len(mine) > MAX_CLAIMED_EVENTS:
@@ -190,6 +121,10 @@ class MemoryStore:
 
     async def ping(self) -> None:
         self._content()
+
+    async def fullness(self) -> float | None:
+        self._content()
+        return self.server.fullness
 
     def _content(self, fence: int | None = None) -> MemoryServer:
         """The server, if it may be used; with `fence`, if that is the newest token."""
@@ -248,7 +183,7 @@ class MemoryStore:
             return verdict
         run = server.runs.get(write.run_id)
         if run is None:
-            run = server.runs[write.run_id] = _Run(write, fence)
+            run = server.runs[write.run_id] = MemoryRun(write, fence)
         run.apply(write, fence)
         if write.idempotency is not None:
             server.remember(write.idempotency)
@@ -263,7 +198,7 @@ class MemoryStore:
         if run is not None and (run.seq, run.fence) == (write.seq, fence):
             return Verdict.OK
         if run is None:
-            new = _Run(write, fence)
+            new = MemoryRun(write, fence)
             if write.follows != 0 or write.head is None or not new.fits(write):
                 return Verdict.STALE
         elif write.follows == 0:
@@ -279,7 +214,7 @@ class MemoryStore:
         return [self._stored(run_id, runs.get(run_id)) for run_id in run_ids]
 
     @staticmethod
-    def _stored(run_id: str, run: _Run | None) -> StoredRun | None:
+    def _stored(run_id: str, run: MemoryRun | None) -> StoredRun | None:
         if run is None:
             return None
         return StoredRun(
@@ -293,7 +228,7 @@ class MemoryStore:
         )
 
     async def active_run_ids(self) -> list[str]:
-        def due(item: tuple[str, _Run]) -> tuple[float, int, str]:
+        def due(item: tuple[str, MemoryRun]) -> tuple[float, int, str]:
             index = item[1].index
             due_ms = float("inf") if index.due_ms is None else index.due_ms
             return due_ms, index.created_at_ms, item[0]
@@ -444,12 +379,12 @@ class MemoryStore:
             if not queues[key]:
                 del queues[key]
         claimed = (c for k, c in server.claims.items() if k[:2] == (project_id, event_key))
-        known: Iterable[_Event] = [*queues.get(event_key, ()), *claimed]
+        known: Iterable[MemoryEvent] = [*queues.get(event_key, ()), *claimed]
         if any(event.event_id == event_id and event.expires_at_ms > now for event in known):
             return True
         if sum(map(len, queues.values())) >= MAX_BUFFERED_EVENTS:
             return False
-        event = _Event(event_id, data, now + ttl_secs * 1000)
+        event = MemoryEvent(event_id, data, now + ttl_secs * 1000)
         queues.setdefault(event_key, []).append(event)
         return True
 

@@ -230,6 +230,10 @@ class Store(Protocol):
 
     async def ping(self) -> None: ...
 
+    async def fullness(self) -> float | None:
+        """Which share of the memory that the store may use is in use; None: it has no bound."""
+        ...
+
     # --- ownership ---------------------------------------------------------------------------
 
     async def acquire(self, owner: str, lease_secs: float) -> int:

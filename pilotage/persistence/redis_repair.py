@@ -1,4 +1,4 @@
-"""Runs that cannot be read, and what the indexes say that the records do not.
+"""What the store is asked about itself, and runs that cannot be read.
 
 `purge_runs` removes a run without knowing what is in it: it looks through all indexes of the
 namespace for the run's id. That reads every key's name, in small steps between which the server
@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from pilotage.persistence import scripts_runs
+from pilotage.persistence import scripts, scripts_runs
 from pilotage.persistence.keys import TIME_DIGITS, Keys
 from pilotage.persistence.port import FencedError
 from pilotage.persistence.redis_link import RedisLink
@@ -22,11 +22,18 @@ _KEYS_AT_ONCE: Final = 500
 
 
 class RedisRepair:
-    """The part of the store that mends."""
+    """The part of the store that looks after it."""
 
     def __init__(self, link: RedisLink, keys: Keys) -> None:
         self._link = link
         self._keys = keys
+
+    async def fullness(self) -> float | None:
+        told: bytes = await self._link.read(scripts.MEMORY, [])
+        known = dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+        limit = int(known.get("maxmemory", 0))
+        used = int(known["used_memory"]) - int(known.get("mem_not_counted_for_evict", 0))
+        return used / limit if limit > 0 else None
 
     async def purge_runs(self, run_ids: Sequence[str], fence: int) -> int:
         wanted = list(dict.fromkeys(run_ids))

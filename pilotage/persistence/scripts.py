@@ -69,11 +69,18 @@ RENEW: Final = script("""
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'f' end
 local mine = ARGV[1] .. ' ' .. ARGV[2]
 local held = redis.call('GET', KEYS[1])
-if held and held ~= mine then return 'f' end
+if held == mine then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return 'o'
+end
+if held then return 'f' end
 redis.call('SET', KEYS[1], mine, 'PX', ARGV[3])
 return 'o'
 """)
-"""KEYS lease fence; ARGV token owner lease-ms. A lease that ran out and nobody took is ours."""
+"""KEYS lease fence; ARGV token owner lease-ms. A lease that ran out and nobody took is ours.
+To keep one needs no memory: a store that is full keeps its owner."""
+
+MEMORY: Final = script("return redis.call('INFO', 'memory')")
 
 RELEASE: Final = script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end

@@ -1,0 +1,164 @@
+"""A store that runs out of memory: new runs are refused first, active ones end, room is made."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from pilotage.actors import housekeeping, store_room
+from pilotage.actors.errors import UnavailableError
+from pilotage.actors.principal import ADMIN
+from pilotage.actors.store_room import StoreRoom
+from pilotage.persistence.memory import MemoryStore
+from pilotage.persistence.port import StoreUnavailableError
+from tests.integration.actors.rig import Rig, gate, noop, rig
+from tests.support.waiting import wait_until
+
+NEVER_SECS = 10_000.0
+FILLER_BYTES = 30 << 20
+
+
+@pytest.fixture
+async def client(valkey_url: str) -> AsyncIterator[Redis]:
+    """The store has some megabytes already: a share of them is room for what is under way."""
+    made = Redis.from_url(valkey_url, protocol=2)
+    await made.set("filler", bytes(FILLER_BYTES))
+    yield made
+    await made.config_set("maxmemory", 0)
+    await made.delete("filler")
+    await made.aclose()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for the store's room often; remove what is over only when the test says so."""
+    monkeypatch.setattr(housekeeping, "ROOM_SECS", 0.02)
+    monkeypatch.setattr(housekeeping, "SWEEP_SECS", NEVER_SECS)
+
+
+async def allow(client: Redis, share: float) -> None:
+    """Let the store have used this share of its memory now."""
+    used = int((await client.info("memory"))["used_memory"])
+    await client.config_set("maxmemory", int(used / share))
+
+
+async def sweep(world: Rig) -> None:
+    await world.runtime.housekeeping._upkeep.retention.sweep()
+
+
+def bulky() -> str:
+    return secrets.token_hex(50_000)
+
+
+async def test_a_nearly_full_store_refuses_new_runs_and_lets_the_active_ones_end(
+    quick: None, world: Rig, client: Redis
+) -> None:
+    done = await world.workflow("done", [noop("a")])
+    flow = await world.workflow("w", [gate("a"), noop("b", "a")])
+    failed = await world.trigger(done)
+    await world.until(failed, "completed")
+    runs = [await world.trigger(flow, k=f"{n}.", big=bulky()) for n in range(20)]
+    assert world.gateway.degraded is None
+    assert await world.store.fullness() is None
+    await allow(client, 0.93)
+    await wait_until(lambda: world.gateway.degraded is not None, "it says that it is degraded")
+    assert world.runtime.ready
+    assert 0.9 <= (await world.store.fullness() or 0) < 1
+    for refused in (world.trigger(done), world.gateway.retry_run(failed, ADMIN)):
+        with pytest.raises(UnavailableError, match=r"memory .maxmemory") as error:
+            await refused
+        assert error.value.retry_after_secs > 0
+    (item,) = await world.gateway.bulk_replay([failed], ADMIN)
+    assert item.status == "failed"
+    assert "pilotage_store_full 1" in world.runtime.metrics.text()
+    world.let(*(f"{n}.a" for n in range(20)))
+    for run in runs:
+        await world.until(run, "completed")
+    await client.config_set("maxmemory", 0)
+    await wait_until(lambda: world.gateway.degraded is None, "it is as ever")
+    assert "pilotage_store_full 0" in world.runtime.metrics.text()
+    await world.until(await world.trigger(done), "completed")
+
+
+async def test_runs_whose_time_is_over_make_room_by_themselves(
+    monkeypatch: pytest.MonkeyPatch, valkey_url: str, tmp_path: Path, client: Redis
+) -> None:
+    monkeypatch.setattr(housekeeping, "ROOM_SECS", 0.02)
+    monkeypatch.setattr(housekeeping, "SWEEP_SECS", 0.02)
+    async with rig(valkey_url, tmp_path, retention_completed_secs=0) as world:
+        flow = await world.workflow("w", [gate("a")])
+        for n in range(40):
+            await world.trigger(flow, k=f"{n}.", big=bulky())
+        await allow(client, 0.92)
+        await wait_until(lambda: world.gateway.degraded is not None, "full")
+        world.let(*(f"{n}.a" for n in range(40)))
+        await wait_until(lambda: world.gateway.degraded is None, "room was made", within_secs=30)
+        run = await world.trigger(flow, k="0.")
+        assert run
+
+
+async def test_when_nothing_can_be_written_any_more_what_is_over_still_goes(
+    quick: None, valkey_url: str, tmp_path: Path, client: Redis
+) -> None:
+    async with rig(valkey_url, tmp_path, retention_completed_secs=0) as world:
+        over = await world.workflow("over", [noop("a")])
+        flow = await world.workflow("w", [gate("a"), noop("b", "a")])
+        for _ in range(20):
+            await world.until(await world.trigger(over, big=bulky()), "completed")
+        await client.delete("filler")
+        runs = [await world.trigger(flow, k=f"{n}.") for n in range(5)]
+        await world.began_all(*(f"{n}.a" for n in range(5)))
+        await allow(client, 1.2)
+        world.let(*(f"{n}.a" for n in range(5)))
+        await wait_until(lambda: not world.runtime.writer.healthy, "writes are refused")
+        assert "out of memory" in (world.runtime.writer.last_error or "")
+        with pytest.raises(UnavailableError):
+            await world.trigger(over)
+        for _ in range(3):  # the lease costs no memory: its owner stays
+            await world.store.renew(world.runtime.owner, world.runtime._fence, 1.0)
+        await sweep(world)
+        for run in runs:
+            await world.until(run, "completed", within_secs=30)
+        assert not world.runtime.fenced.is_set()
+        assert world.ran.count("0.a") == 1
+
+
+class TellingStore(MemoryStore):
+    """Says how full it is, or that it is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+
+    async def fullness(self) -> float | None:
+        if self.away:
+            raise StoreUnavailableError("away")
+        return await super().fullness()
+
+
+async def test_room_does_not_flicker_and_what_was_told_last_holds() -> None:
+    store = TellingStore()
+    await store.open()
+    room = StoreRoom(store)
+    told = [None, 0.5, 0.899, 0.9, 0.95, 0.88, 0.871, 0.86, 0.89, 0.9]
+    seen: list[bool] = []
+    for used in told:
+        store.server.fullness = used
+        await room.check()
+        seen.append(room.full)
+    assert seen == [False, False, False, True, True, True, True, False, False, True]
+    store.away = True
+    store.server.fullness = None
+    await room.check()
+    assert room.full
+    with pytest.raises(UnavailableError, match="90%"):
+        room.refuse_if_full()
+    store.away = False
+    await room.check()
+    assert not room.full
+    room.refuse_if_full()
+    assert store_room.ROOM_AGAIN < store_room.FULL
