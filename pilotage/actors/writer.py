@@ -4,9 +4,10 @@ A run actor marks itself dirty; as soon as the batch before has been answered th
 dirty ones for their newest state and sends it. There is no timer: while the store is busy the next
 batch fills by itself. Each run gets the store's verdict; nothing is reported before that.
 
-While the store is away the writer keeps the batch and sends it again, with growing pauses: writes
-are absolute, so sending twice is harmless. `healthy` is False meanwhile. What is dirty is bounded
-by the number of runs in memory.
+While the store is away, or has become one that cannot be used (credentials changed, another kind of
+server behind the address), the writer keeps the batch and sends it again, with growing pauses:
+writes are absolute, so sending twice is harmless. `healthy` is False meanwhile. What is dirty is
+bounded by the number of runs in memory.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pilotage.persistence.port import (
     RunWrite,
     Store,
     StoreUnavailableError,
+    UnsuitableStoreError,
     Verdict,
 )
 
@@ -156,7 +158,7 @@ class Writer:
         while True:
             try:
                 verdicts = await self._store.commit(writes, self._fence())
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, UnsuitableStoreError) as error:
                 self._retrying = True
                 self.is_away(str(error))
                 await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311  spreads retries

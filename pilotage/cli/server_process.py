@@ -205,12 +205,12 @@ async def _serve(
             await asyncio.wait({fenced, stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             when_down()
-        lost = fenced.done()
+        why_fenced = await server.runtime.why_fenced() if fenced.done() else None
         died = ended.done() and not stopped.done()
         for task in (fenced, stopped, ended):
             task.cancel()
-    if lost:
-        raise CommandError("another server has taken over the store; this one has ended", FAILED)
+    if why_fenced is not None:
+        raise CommandError(f"{why_fenced}; this one has ended", FAILED)
     if died:
         raise CommandError("the HTTP server ended by itself; the log says why", FAILED)
     logger.info("stopped")

@@ -42,6 +42,10 @@ class BreakableStore(RedisStore):
         self._check()
         await super().ping()
 
+    async def renew(self, owner: str, fence: int, lease_secs: float) -> None:
+        self._check()
+        await super().renew(owner, fence, lease_secs)
+
     async def commit(self, batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
         self._check()
         self.commits += 1
