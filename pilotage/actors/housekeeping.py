@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from pilotage.actors.endings import end_all
-from pilotage.actors.kernel import Clock
+from pilotage.actors.retention import Retention
+from pilotage.actors.store_room import StoreRoom
 from pilotage.actors.writer import Writer
 from pilotage.persistence.embedded import EmbeddedServer, EmbeddedServerError
 from pilotage.persistence.port import FencedError, Store, StoreError
@@ -15,10 +17,17 @@ from pilotage.persistence.port import FencedError, Store, StoreError
 logger = logging.getLogger(__name__)
 
 SWEEP_SECS = 5.0
-SWEEP_BATCH = 100
+ROOM_SECS = 1.0
 WATCH_SECS, WATCH_TIMEOUT_SECS = 0.5, 5.0
 FIRST_PAUSE_SECS, MAX_PAUSE_SECS = 0.1, 5.0
 SILENT = "it does not answer"
+
+
+class Upkeep(NamedTuple):
+    """What keeps the store from filling up, and what is done when it does."""
+
+    retention: Retention
+    room: StoreRoom
 
 
 class Housekeeping:
@@ -30,22 +39,22 @@ class Housekeeping:
         self,
         *,
         store: Store,
-        clock: Clock,
         owner: str,
         fence: Callable[[], int],
         lease_secs: float,
         lost_fence: Callable[[], None],
         embedded: EmbeddedServer | None,
         writer: Writer,
+        upkeep: Upkeep,
     ) -> None:
         self._store = store
-        self._clock = clock
         self._owner = owner
         self._fence = fence
         self._lease_secs = lease_secs
         self._lost_fence = lost_fence
         self._embedded = embedded
         self._writer = writer
+        self._upkeep = upkeep
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -53,6 +62,7 @@ class Housekeeping:
             ("lease", self._keep_lease),
             ("store", self._watch_store),
             ("retention", self._sweep),
+            ("room", self._watch_room),
         ]
         if self._embedded is not None:
             work.append(("embedded store", self._mind_store))
@@ -100,19 +110,15 @@ class Housekeeping:
         return True
 
     async def _sweep(self) -> None:
-        """Remove finished runs whose retention is over, by index, a bounded batch at a time."""
+        """Remove what is over, also while the store is full: that is what makes room."""
         while True:
             await asyncio.sleep(SWEEP_SECS)
-            try:
-                while True:
-                    expired = await self._store.expired_run_ids(self._clock.now_ms(), SWEEP_BATCH)
-                    if not expired:
-                        break
-                    removed = await self._store.delete_runs(expired, self._fence())
-                    if not removed:
-                        break
-            except StoreError as error:
-                logger.debug("expired runs could not be removed: %s", error)
+            await self._upkeep.retention.sweep()
+
+    async def _watch_room(self) -> None:
+        while True:
+            await self._upkeep.room.check()
+            await asyncio.sleep(ROOM_SECS)
 
     async def _mind_store(self) -> None:
         """The embedded server died: start it again; what was acknowledged is in its log."""

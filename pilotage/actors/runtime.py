@@ -30,7 +30,7 @@ from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
 from pilotage.actors.executors.tokens import RunTokens
 from pilotage.actors.gateway import Gateway
 from pilotage.actors.heartbeats import Heartbeats
-from pilotage.actors.housekeeping import Housekeeping
+from pilotage.actors.housekeeping import Housekeeping, Upkeep
 from pilotage.actors.kernel import Clock, LoopDispatcher, SystemClock, Timers
 from pilotage.actors.messages import Answer, QuarantinedError
 from pilotage.actors.metrics import Metrics
@@ -38,7 +38,9 @@ from pilotage.actors.observed import observe
 from pilotage.actors.ownership import give_lease_back, why_fenced
 from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.recover import recover
+from pilotage.actors.retention import Retention
 from pilotage.actors.services import Services, TimerKey
+from pilotage.actors.store_room import StoreRoom
 from pilotage.actors.supervisor import Supervisor
 from pilotage.actors.writer import Writer
 from pilotage.persistence.embedded import EmbeddedServer
@@ -105,6 +107,11 @@ class Runtime:
             and self.writer.healthy
         )
 
+    @property
+    def degraded(self) -> str | None:
+        """What is not taken on although it is ready, and why."""
+        return self.room.why if self.room.full else None
+
     # --- start -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -163,6 +170,7 @@ class Runtime:
         self.dispatcher = LoopDispatcher()
         self.timers: Timers[TimerKey] = Timers(clock, asyncio.get_running_loop())
         self.writer = Writer(self.store, self._fence_token, self._lost_fence)
+        self.room = StoreRoom(self.store)
         self.admission = Admission(
             admit=self._admit,
             grant=self._grant,
@@ -217,14 +225,7 @@ class Runtime:
             timers=self.timers,
         )
         self.services.start_child = self.creation.child
-        observe(
-            self.metrics,
-            supervisor=self.supervisor,
-            executors=self.executors,
-            timers=self.timers,
-            dispatcher=self.dispatcher,
-            writer=self.writer,
-        )
+        observe(self.metrics, self)
 
     def _make_doors(self, tokens: RunTokens) -> None:
         """What starts runs by itself, what looks after the store, and what others come in by."""
@@ -240,15 +241,18 @@ class Runtime:
         self.catalog.listeners.workflow = self._workflow_changed
         self.catalog.listeners.workflow_deleted = self._workflow_deleted
         self.catalog.listeners.job = self._job_changed
+        retention = Retention(
+            self.store, self.catalog, self.supervisor, self.services, self._fence_token
+        )
         self.housekeeping = Housekeeping(
             store=self.store,
-            clock=clock,
             owner=self.owner,
             fence=self._fence_token,
             lease_secs=self.settings.lease_secs,
             lost_fence=self._lost_fence,
             embedded=self.embedded,
             writer=self.writer,
+            upkeep=Upkeep(retention, self.room),
         )
         self.gateway = Gateway(
             store=self.store,
@@ -378,6 +382,7 @@ class Runtime:
             raise UnavailableError("another server has taken over", 5)
         if not self.writer.healthy:
             raise UnavailableError(f"the store is away: {self.writer.last_error}")
+        self.room.refuse_if_full()
         if len(self.supervisor) >= self.settings.max_active_runs:
             raise too_many(len(self.supervisor), self.settings.max_active_runs)
 
