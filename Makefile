@@ -14,6 +14,8 @@ CODE := pilotage tests benchmarks examples
 # Empty means all tests: make test TESTS=tests/unit
 TESTS ?=
 WORKERS ?= 2
+# Which tests by their marks; `make full` takes the long ones too.
+MARKED ?= not long
 # Without it pyright asks the registry at each start whether it is the newest.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -42,6 +44,11 @@ demo: setup  ## start a server, run an example workflow and show its progress
 .PHONY: test
 test: lint types tests coverage  ## everything that CI checks: lint, types, tests, coverage
 
+.PHONY: full
+full: lint types  ## everything of `make test`, and the long tests
+	@$(MAKE) tests MARKED='long or not long'
+	@$(MAKE) coverage
+
 .PHONY: lint
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check $(CODE)
@@ -54,7 +61,7 @@ types: setup  ## mypy strict and pyright strict
 
 .PHONY: tests
 tests: setup  ## the tests alone: make tests TESTS=tests/unit
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-branch --cov-report= --cov-fail-under=0 $(TESTS)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-branch --cov-report= --cov-fail-under=0 -m '$(MARKED)' $(TESTS)
 
 .PHONY: simulate
 SEEDS ?= 1000

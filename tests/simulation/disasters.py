@@ -56,6 +56,6 @@ async def _stop(world: World, rnd: Random) -> None:
 async def _outage(world: World, rnd: Random) -> None:
     world.note("away")
     world.network.away = True
-    await asyncio.sleep(rnd.random() * 4)
+    await asyncio.sleep(rnd.random() * world.plan.outage_secs)
     world.network.away = False
     world.note("back")

@@ -21,7 +21,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     crashes          kill -9 at a random instant
     freezes          SIGSTOP for longer than the lease; another server takes over meanwhile
     stops            orderly stops
-    outages          the store is away for a while
+    outages          the store is away for up to `outage_secs`
     """
 
     workflows: int
@@ -36,6 +36,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     freezes: int
     stops: int
     outages: int
+    outage_secs: float
     lease_secs: int = 3
 
 
@@ -60,9 +61,9 @@ def plan_of(seed: int) -> Plan:
     return Plan(
         workflows=rnd.choice((1, 2, 2, 3)),
         max_steps=rnd.choice((2, 4, 6, 8)),
-        runs=rnd.choice((1, 2, 3, 5, 8)),
-        commands=rnd.choice((0, 3, 8, 16)),
-        events=rnd.choice((0, 2, 8)),
+        runs=rnd.choice((1, 3, 6, 12)),
+        commands=rnd.choice((0, 5, 12, 24)),
+        events=rnd.choice((0, 4, 12)),
         storm_secs=rnd.choice((4.0, 8.0, 12.0)),
         rates=FaultRates(
             fates={fate: share for fate, share in fates.items() if share},
@@ -81,4 +82,5 @@ def plan_of(seed: int) -> Plan:
         freezes=rnd.choice((0, 0, 0, 1)),
         stops=rnd.choice((0, 0, 1)),
         outages=rnd.choice((0, 0, 1, 2)),
+        outage_secs=rnd.choice((1.0, 4.0, 16.0)),
     )
