@@ -25,11 +25,12 @@ from pilotage.cli.errors import FAILED, CommandError, RefusedError
 from pilotage.cli.output import Column, key
 from pilotage.cli.session import Session, operator
 from pilotage.runtime.errors import PilotageError
-from pilotage.runtime.jsonvalues import is_object
+from pilotage.runtime.jsonvalues import is_array, is_object
 from pilotage.settings import Settings, SettingsError
 
 LOW_DISK_BYTES = 1 << 30
 MAX_SKEW_SECS = 5.0
+SHOWN_RUNS = 20
 OK, WARNING, BAD = "ok", "warning", "failed"
 
 
@@ -203,14 +204,19 @@ def _check_clock(date: str | None, before: float, after: float) -> Iterator[Find
 
 
 def _check_ready(client: Client) -> Iterator[Finding]:
+    """The server's own words about its store, its fence and its recovery."""
     try:
-        client.request("GET", "/health/ready", repeatable=False)
-    except RefusedError:
-        yield bad("ready", "no: the store is away, runs are being recovered, or the server stops")
+        answer = client.request("GET", "/health/ready", repeatable=False)
+    except RefusedError as error:
+        yield bad("ready", error.message)
     except CommandError as error:
         yield bad("ready", str(error))
     else:
-        yield ok("ready", "the store answers, the fence is held, runs are recovered")
+        document = answer.data if is_object(answer.data) else {}
+        if document.get("status") == "degraded":
+            yield bad("ready", f"degraded: {document.get('reason')}")
+        else:
+            yield ok("ready", "the store takes writes, the fence is held, runs are recovered")
 
 
 def _check_key(session: Session, client: Client) -> Iterator[Finding]:
@@ -222,12 +228,37 @@ def _check_key(session: Session, client: Client) -> Iterator[Finding]:
     except RefusedError as error:
         if error.status == 422:  # an admin key without a project: the key itself is good
             yield ok("key", "accepted; it is an admin key: name a project with --project")
+            yield from _check_quarantine(client)
         else:
             yield bad("key", f"refused: {error.message}")
     except CommandError as error:
         yield bad("key", str(error))
     else:
         yield ok("key", "accepted")
+        yield from _check_quarantine(client)
+
+
+def _check_quarantine(client: Client) -> Iterator[Finding]:
+    """The runs that are set apart, as far as the key may see them."""
+    try:
+        page = client.get("/v1/quarantine", {"limit": SHOWN_RUNS}).data
+    except CommandError as error:
+        yield warning("quarantine", str(error))
+        return
+    document = page if is_object(page) else {}
+    rows = document.get("data")
+    runs = [row for row in rows if is_object(row)] if is_array(rows) else []
+    if not runs:
+        yield ok("quarantine", "no run is set apart")
+        return
+    for row in runs:
+        yield warning(
+            "quarantine",
+            f"run {row.get('workflow_run_id')}: {row.get('reason')} (POST /v1/quarantine/"
+            "{id}/release loads it again, …/discard ends it)",
+        )
+    if document.get("has_more"):
+        yield warning("quarantine", f"and more: GET /v1/quarantine has all beyond {SHOWN_RUNS}")
 
 
 def findings(session: Session) -> Iterator[Finding]:

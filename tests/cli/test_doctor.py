@@ -83,8 +83,43 @@ def test_the_key_is_tried(
     monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
     error = {"error": {"message": "so it is"}}
     peer.replies = [HEALTHY, Reply(200, {}), Reply(status, [] if status == 200 else error)]
+    peer.replies.append(Reply(200, {"data": [], "has_more": False}))
     found = examine(capsys, "--url", peer.url, status=FAILED if result == "failed" else 0)
     assert found["key"]["result"] == result
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_quarantined_runs_are_listed(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: bool
+) -> None:
+    monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
+    rows = [{"workflow_run_id": f"id-{n}", "reason": "SnapshotCorruptError"} for n in range(2)]
+    page = Reply(200, {"data": rows, "has_more": more})
+    peer.replies = [HEALTHY, Reply(200, {}), Reply(200, []), page]
+    assert invoke(["doctor", "--url", peer.url]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [item for item in found if item["check"] == "quarantine"]
+    assert [item["result"] for item in told] == ["warning"] * (2 + more)
+    assert "id-0" in told[0]["found"]
+    assert "release" in told[0]["found"]
+    assert peer.asked[-1].path.startswith("/v1/quarantine?")
+
+
+def test_a_quarantine_that_may_not_be_read_is_a_warning(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
+    refused = Reply(403, {"error": {"message": "no"}})
+    peer.replies = [HEALTHY, Reply(200, {}), Reply(200, []), refused]
+    assert examine(capsys, "--url", peer.url)["quarantine"]["result"] == "warning"
+
+
+def test_a_degraded_server_is_a_warning(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    peer.replies = [HEALTHY, Reply(200, {"status": "degraded", "reason": "the store is full"})]
+    found = examine(capsys, "--url", peer.url)
+    assert found["ready"] == {
+        "check": "ready", "result": "warning", "found": "degraded: the store is full"
+    }  # fmt: skip
 
 
 def test_settings_that_are_wrong_fail(
