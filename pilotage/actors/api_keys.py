@@ -24,6 +24,7 @@ from pilotage.actors.errors import (
     InvalidError,
     NotFoundError,
 )
+from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.kernel.clock import Clock
 from pilotage.actors.principal import ADMIN, ANY, SCOPES, Principal
 from pilotage.persistence import codec
@@ -119,8 +120,12 @@ class ApiKeys:
         scopes: Sequence[str],
         by: Principal,
         expires_in_days: float | None = None,
+        idempotency: Idempotency | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key and, this once, its secret. Nobody gives away more than they hold."""
+        """A new key and, this once, its secret. Nobody gives away more than they hold.
+
+        What is remembered with `idempotency` is that there is a key, not the key.
+        """
         self._check_grant(by, project_id, scopes)
         await self.load()
         async with self._lock:
@@ -144,8 +149,9 @@ class ApiKeys:
                 data=codec.encode_record(key),
                 created_at_ms=now,
             )
+            made = None if idempotency is None else idempotency.record(status=201, reference=key.id)
             with catalog_errors("api key"):
-                await self._store.put_record(record, self._fence())
+                await self._store.put_record(record, self._fence(), made)
             self._hold(key)
         return key, secret
 
@@ -153,12 +159,21 @@ class ApiKeys:
         """The key is refused from now on; `NotFoundError` if the caller cannot see it."""
         await self.load()
         async with self._lock:
-            key = self._by_id.get(key_id)
-            if key is None or not by.sees(key.project_id):
-                raise NotFoundError(f'unknown api key "{key_id}"')
+            key = self._visible(key_id, by)
             with catalog_errors("api key"):
                 await self._store.delete_record(KIND, key_id, self._fence())
             self._drop(key)
+
+    async def visible(self, key_id: str, by: Principal) -> ApiKey:
+        """One key; `NotFoundError` if there is none that the caller can see."""
+        await self.load()
+        return self._visible(key_id, by)
+
+    def _visible(self, key_id: str, by: Principal) -> ApiKey:
+        key = self._by_id.get(key_id)
+        if key is None or not by.sees(key.project_id):
+            raise NotFoundError(f'unknown api key "{key_id}"')
+        return key
 
     async def visible_to(
         self, by: Principal, project_id: str | None, limit: int, after: tuple[int, str] | None

@@ -39,6 +39,12 @@ def references(raw: Any, field: str) -> list[str]:
     return list(dict.fromkeys(ref for ref in refs if isinstance(ref, str) and len(ref) <= 255))
 
 
+def all_known(raw: Any) -> Known:
+    """Where the project is not known: whatever `raw` refers to may be there."""
+    jobs = {ref: ref for ref in references(raw, "job_id")}
+    return Known(jobs=jobs, workflows={ref: ref for ref in references(raw, "sub_workflow_id")})
+
+
 async def find(shelf: Shelf[D], project_id: str, id_or_slug: str) -> D | None:
     if looks_like_id(id_or_slug):
         found = await shelf.get(id_or_slug)

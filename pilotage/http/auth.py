@@ -25,7 +25,7 @@ from pilotage.actors.catalog_records import new_id
 from pilotage.actors.errors import ForbiddenError, UnauthenticatedError
 from pilotage.actors.principal import SCOPES
 from pilotage.http.api import Api
-from pilotage.http.call import Call, call_of, put_call
+from pilotage.http.call import Call, call_of, note_headers, put_call
 from pilotage.http.pages import PAGE_TYPE
 from pilotage.http.problems import INTERNAL, HttpError, Refusal, methods_at, refusal_of
 
@@ -226,7 +226,9 @@ class ScopeCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
-            check_scope(call_of(scope), scope["route_handler"].opt)
+            call, opt = call_of(scope), scope["route_handler"].opt
+            check_scope(call, opt)
+            note_headers(call, scope["method"])
         await self._app(scope, receive, send)
 
 

@@ -162,13 +162,14 @@ def encode_json(value: Any) -> bytes | None:
 
 
 class Fields:
-    """An object of named values, read one after the other; `problems` has all that is wrong.
+    """An object of named values, read one after the other.
 
-    Unknown fields are ignored unless `close` is called.
+    What is wrong is added to `problems`, those of the request. Unknown fields are ignored unless
+    `close` is called.
     """
 
-    def __init__(self, body: Any) -> None:
-        self.problems: list[str] = []
+    def __init__(self, body: Any, problems: list[str]) -> None:
+        self.problems = problems
         self._seen: set[str] = set()
         self._values: dict[str, Any] = {}
         if is_object(body):
@@ -240,8 +241,3 @@ class Fields:
         self.problems += [
             f"{name}: unknown field" for name in self._values if name not in self._seen
         ]
-
-    def check(self, message: str = "the request is not valid") -> None:
-        """`InvalidError` with every problem found so far."""
-        if self.problems:
-            raise InvalidError(message, self.problems)

@@ -12,10 +12,10 @@ from litestar.response.base import ASGIResponse
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import ok
 from pilotage.http.bodies import Fields, read_json
-from pilotage.http.call import AnyRequest, acting, api_of
+from pilotage.http.call import AnyRequest, acting, api_of, problems_of, refuse_wrong
 from pilotage.http.ports import BulkItem
 from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, client_key, idempotency_of, once
+from pilotage.http.repeats import Answer, idempotency_of, once
 from pilotage.http.runs import WRITE
 
 MAX_RUNS = 100
@@ -74,16 +74,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 async def asked(request: AnyRequest) -> Asked:
     body = await read_json(request)
-    query = Query(request)
-    dry_run = query.flag("dry_run")
-    client_key(request)
-    fields = Fields(body)
+    dry_run = Query(request).flag("dry_run")
+    fields = Fields(body, problems_of(request))
     found = fields.texts("workflow_run_ids", 1, MAX_RUNS)
     fields.problems += [
         f"workflow_run_ids[{i}]: must not be empty" for i, run_id in enumerate(found) if not run_id
     ]
-    fields.problems += query.problems
-    fields.check()
+    await refuse_wrong(request)
     return Asked(body=body, run_ids=list(dict.fromkeys(found)), dry_run=dry_run)
 
 

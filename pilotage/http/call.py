@@ -11,28 +11,38 @@ from litestar import Request
 from pilotage.actors.catalog_lookup import looks_like_id
 from pilotage.actors.errors import ForbiddenError, InvalidError
 from pilotage.actors.principal import Principal
+from pilotage.runtime.validation_identity import PROJECT_PATTERN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from pilotage.http.api import Api
 
 AnyRequest = Request[Any, Any, Any]
 
-_ACTOR = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?\Z")
-_PROJECT = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
+MAX_KEY = 256
+"""Characters of an Idempotency-Key."""
+MAX_ACTOR = 128
+ACTOR_PATTERN = f"[!-~]([ -~]{{0,{MAX_ACTOR - 2}}}[!-~])?"
+RESERVED_ACTOR = "system"
+_ACTOR = re.compile(rf"{ACTOR_PATTERN}\Z")
 _KEY = "pilotage.call"
 
 
 class Call:
-    """What the door found out about a request before it reached a handler."""
+    """What the door found out about a request before it reached a handler.
 
-    __slots__ = ("headers", "principal", "request_id", "status")
+    `problems`: what is wrong with its headers, query and body, gathered from wherever they are
+    read; `refuse_wrong` tells them all at once.
+    """
+
+    __slots__ = ("headers", "principal", "problems", "request_id", "status")
 
     def __init__(self, request_id: str, headers: Mapping[bytes, bytes]) -> None:
         self.request_id = request_id
         self.headers = headers
         self.principal: Principal | None = None
+        self.problems: list[str] = []
         self.status = 0
 
     def header(self, name: bytes) -> str | None:
@@ -61,41 +71,77 @@ def principal_of(request: AnyRequest) -> Principal:
     return principal
 
 
+def problems_of(request: AnyRequest) -> list[str]:
+    """What is wrong with the request, as far as it has been read."""
+    return call_of(request.scope).problems
+
+
+async def refuse_wrong(
+    request: AnyRequest, exists: Callable[[], Awaitable[object]] | None = None
+) -> None:
+    """422 with all problems of the request, if it has any.
+
+    `exists` looks for what the request is about and raises 404, or 403 for who may not decide
+    about it: that comes first in the order of checks. What is right pays nothing for it.
+    """
+    problems = problems_of(request)
+    if problems:
+        if exists is not None:
+            await exists()
+        raise InvalidError("the request is not valid", problems)
+
+
+def note_headers(call: Call, method: str) -> None:
+    """What is wrong with the headers that say for whom, about what and how often."""
+    project = call.header(b"x-project-id")
+    if project is not None and not is_project_id(project):
+        call.problems.append(f"X-Project-Id: must match {PROJECT_PATTERN.pattern}")
+    if method == "GET" or call.principal is None:
+        return
+    actor = call.header(b"x-actor-id") if call.principal.is_admin else None
+    if actor is not None and (not _ACTOR.match(actor) or actor == RESERVED_ACTOR):
+        bounds = f'1 to {MAX_ACTOR} printable ASCII characters, and not be "{RESERVED_ACTOR}"'
+        call.problems.append(f"X-Actor-Id: must have {bounds}")
+    if method == "POST" and len(client_key(call) or "") > MAX_KEY:
+        call.problems.append(f"Idempotency-Key: must have at most {MAX_KEY} characters")
+
+
+def client_key(call: Call) -> str | None:
+    """The Idempotency-Key of the request; an empty one is none."""
+    return call.header(b"idempotency-key") or call.header(b"x-idempotency-key") or None
+
+
 def acting(request: AnyRequest) -> Principal:
     """Who acts: with an admin key the actor that `X-Actor-Id` names, else the key's principal."""
-    call = call_of(request.scope)
     principal = principal_of(request)
-    actor = call.header(b"x-actor-id")
+    actor = call_of(request.scope).header(b"x-actor-id")
     if actor is None or not principal.is_admin:
         return principal
-    if not _ACTOR.match(actor) or actor == "system":
-        raise InvalidError(
-            "the request is not valid",
-            ['X-Actor-Id: must have 1 to 128 printable ASCII characters and not be "system"'],
-        )
     return msgspec.structs.replace(principal, name=actor)
 
+
+NO_PROJECT = "project_id: required with an admin key (or the header X-Project-Id)"
 
 # --- projects --------------------------------------------------------------------------------
 
 
-def named_project(request: AnyRequest, given: str | None, where: str = "project_id") -> str | None:
+def named_project(request: AnyRequest, given: str | None) -> str | None:
     """The project the request names: `given`, else the header, else the key's own.
 
-    None: an admin key that names none. `ForbiddenError`: not the key's project.
+    None: an admin key that names none, or something that is no project, which is a problem of the
+    request. `ForbiddenError`: not the key's project.
     """
     principal = principal_of(request)
-    if given is None:
-        given, where = call_of(request.scope).header(b"x-project-id"), "X-Project-Id"
-    if given is None:
+    named = call_of(request.scope).header(b"x-project-id") if given is None else given
+    if named is None:
         return None if principal.is_admin else principal.project_id
-    if not principal.sees(given):
-        raise ForbiddenError(f'the key does not belong to project "{given[:128]}"')
-    if not is_project_id(given):
-        raise InvalidError(
-            "the request is not valid", [f"{where}: must match [A-Za-z0-9_.-]{{1,128}}"]
-        )
-    return given
+    if not principal.sees(named):
+        raise ForbiddenError(f'the key does not belong to project "{named[:128]}"')
+    if is_project_id(named):
+        return named
+    if given is not None:  # of the header it is noted already
+        problems_of(request).append(f"project_id: must match {PROJECT_PATTERN.pattern}")
+    return None
 
 
 def project_of_one(request: AnyRequest, id_or_slug: str, given: str | None = None) -> str | None:
@@ -106,15 +152,15 @@ def project_of_one(request: AnyRequest, id_or_slug: str, given: str | None = Non
 
 
 def required_project(request: AnyRequest, given: str | None) -> str:
-    """As `named_project`; an admin key must name one."""
+    """As `named_project`; an admin key must name one, else 422 with all problems so far."""
     project = named_project(request, given)
     if project is None:
-        raise InvalidError(
-            "an admin key has no project of its own",
-            ["project_id: required with an admin key (or the header X-Project-Id)"],
-        )
+        problems = problems_of(request)
+        if not any("must match" in problem for problem in problems):
+            problems.append(NO_PROJECT)
+        raise InvalidError("the request is not valid", problems)
     return project
 
 
 def is_project_id(text: str) -> bool:
-    return _PROJECT.match(text) is not None
+    return PROJECT_PATTERN.fullmatch(text) is not None

@@ -13,7 +13,7 @@ from pilotage.actors.errors import UnauthenticatedError
 from pilotage.http.answers import empty
 from pilotage.http.auth import PUBLIC, bearer_token, count_failure
 from pilotage.http.bodies import Fields, encode_json, read_json
-from pilotage.http.call import AnyRequest, api_of, call_of
+from pilotage.http.call import AnyRequest, api_of, call_of, problems_of, refuse_wrong
 
 JobRunId = Annotated[str, PathParameter(name="jobRunID")]
 BY_TOKEN = {"scope": PUBLIC, "credential": "run-token"}
@@ -51,19 +51,19 @@ class CallbacksController(Controller):
     @post("/complete", operation_id="complete-job-run", opt=BY_TOKEN)
     async def complete(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
         token = _token(request, job_run_id)
-        fields = Fields(await read_json(request))
+        fields = Fields(await read_json(request), problems_of(request))
         result = encode_json(fields.take("result"))
-        fields.check()
+        await refuse_wrong(request)
         gateway = api_of(request).gateway
         return await _report(gateway.callback_complete(job_run_id, token, result))
 
     @post("/fail", operation_id="fail-job-run", opt=BY_TOKEN)
     async def fail(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
         token = _token(request, job_run_id)
-        fields = Fields(await read_json(request))
+        fields = Fields(await read_json(request), problems_of(request))
         error = fields.text("error", max_chars=MAX_ERROR, required=True) or ""
         final = fields.flag("final")
-        fields.check()
+        await refuse_wrong(request)
         gateway = api_of(request).gateway
         return await _report(gateway.callback_fail(job_run_id, token, error, final=final))
 
@@ -77,19 +77,19 @@ class CallbacksController(Controller):
     @post("/progress", operation_id="report-job-run-progress", opt=BY_TOKEN)
     async def progress(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
         token = _token(request, job_run_id)
-        fields = Fields(await read_json(request))
+        fields = Fields(await read_json(request), problems_of(request))
         percent = fields.number("percent", 0, 100)
         if fields.take("percent") is None:
             fields.problems.append("percent: required")
         message = fields.text("message", max_chars=MAX_MESSAGE)
-        fields.check()
+        await refuse_wrong(request)
         gateway = api_of(request).gateway
         return await _report(gateway.callback_progress(job_run_id, token, percent or 0.0, message))
 
     @post("/log", operation_id="log-job-run", opt=BY_TOKEN)
     async def log(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
         token = _token(request, job_run_id)
-        fields = Fields(await read_json(request))
+        fields = Fields(await read_json(request), problems_of(request))
         level = fields.text("level", max_chars=16, required=True) or ""
         level = OTHER_LEVELS.get(level, level)
         message = fields.text("message", max_chars=MAX_MESSAGE, required=True) or ""
@@ -98,6 +98,6 @@ class CallbacksController(Controller):
             fields.problems.append(f"level: must be one of {', '.join(LEVELS)}")
         if data is not None and len(data) > MAX_ERROR:
             fields.problems.append(f"data: must be at most {MAX_ERROR} bytes of JSON")
-        fields.check()
+        await refuse_wrong(request)
         gateway = api_of(request).gateway
         return await _report(gateway.callback_log(job_run_id, token, level, message, data))

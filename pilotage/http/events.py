@@ -11,10 +11,16 @@ from litestar.exceptions import NotFoundException
 from litestar.params import PathParameter
 from litestar.response.base import ASGIResponse
 
-from pilotage.actors.errors import InvalidError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.bodies import Fields, encode_json, read_json
-from pilotage.http.call import AnyRequest, acting, api_of, named_project
+from pilotage.http.call import (
+    AnyRequest,
+    acting,
+    api_of,
+    problems_of,
+    refuse_wrong,
+    required_project,
+)
 from pilotage.http.repeats import Answer, once
 from pilotage.http.runs import TRIGGER
 from pilotage.runtime.views import rfc3339
@@ -46,7 +52,7 @@ class EventsController(Controller):
             raise NotFoundException
         key = path[1 : -len(_SUFFIX)]
         body = await read_json(request)
-        fields = Fields(body)
+        fields = Fields(body, problems_of(request))
         payload = encode_json(fields.take("payload"))
         buffer_secs = fields.number("buffer_secs", 0, MAX_BUFFER_SECS)
         project = fields.text("project_id", max_chars=128)
@@ -56,13 +62,8 @@ class EventsController(Controller):
             )
         if payload is not None and len(payload) > MAX_PAYLOAD:
             fields.problems.append(f"payload: must be at most {MAX_PAYLOAD} bytes of JSON")
-        project_id = named_project(request, project)
-        if project_id is None:
-            fields.problems.append(
-                "project_id: required with an admin key (or the header X-Project-Id)"
-            )
-        if fields.problems or project_id is None:
-            raise InvalidError("the request is not valid", fields.problems)
+        project_id = required_project(request, project)
+        await refuse_wrong(request)
         gateway, by = api_of(request).gateway, acting(request)
 
         async def act(_: Idempotency | None) -> Answer:

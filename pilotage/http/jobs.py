@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -10,7 +11,6 @@ from litestar.params import PathParameter
 from litestar.response.base import ASGIResponse
 
 from pilotage.actors.catalog_model import Job
-from pilotage.actors.errors import InvalidError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import empty, ok
 from pilotage.http.bodies import read_json
@@ -20,10 +20,11 @@ from pilotage.http.call import (
     named_project,
     principal_of,
     project_of_one,
+    refuse_wrong,
     required_project,
 )
 from pilotage.http.pages import Listing
-from pilotage.http.queries import Query, refuse_dry_run
+from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.http.resources import job_view
 from pilotage.http.workflows import body_project, require_object
@@ -45,8 +46,10 @@ class JobsController(Controller):
     @post("/", operation_id="create-job", opt=WRITE)
     async def create(self, request: AnyRequest) -> ASGIResponse:
         body = await read_json(request)
-        project_id = body_project(request, body)
         catalog = api_of(request).catalog
+        project_id = body_project(request, body, partial(parse_job, require_object(body)))
+        Query(request).no_dry_run()
+        await refuse_wrong(request)
 
         def encoded_view(job: Job) -> bytes:
             return msgspec.json.encode(job_view(job))
@@ -75,29 +78,35 @@ class JobsController(Controller):
     @get("/", operation_id="list-jobs", opt=READ)
     async def list_(self, request: AnyRequest) -> ASGIResponse:
         query = Query(request)
-        project_id = required_project(request, query.one("project_id"))
         limit = query.limit()
-        query.check()
+        project_id = required_project(request, query.one("project_id"))
         as_page = query.one("project_id") is None
         listing = Listing(request, query, project_id, always_page=as_page)
-        rows, after = await api_of(request).catalog.list_jobs(project_id, limit, listing.after)
+        after = listing.after
+        await refuse_wrong(request)
+        rows, after = await api_of(request).catalog.list_jobs(project_id, limit, after)
         return listing.answer([job_view(j) for j in rows], after)
 
     @get("/{jobID:str}", operation_id="get-job", opt=READ)
     async def read(self, request: AnyRequest, job_id: JobId) -> ASGIResponse:
-        return ok(job_view(await find_job(request, job_id)))
+        job = await find_job(request, job_id)
+        await refuse_wrong(request)
+        return ok(job_view(job))
 
     @patch("/{jobID:str}", operation_id="update-job", opt=WRITE)
     async def update(self, request: AnyRequest, job_id: JobId) -> ASGIResponse:
         body = await read_json(request)
         job = await find_job(request, job_id)
+        Query(request).no_dry_run()
+        await refuse_wrong(request)
         parsed = parse_job_patch(require_object(body), job)
         return ok(job_view(await api_of(request).catalog.update_job(job, parsed)))
 
     @delete("/{jobID:str}", operation_id="delete-job", opt=WRITE, status_code=200)
     async def remove(self, request: AnyRequest, job_id: JobId) -> ASGIResponse:
         job = await find_job(request, job_id)
-        refuse_dry_run(request)
+        Query(request).no_dry_run()
+        await refuse_wrong(request)
         await api_of(request).catalog.delete_job(job)
         return empty()
 
@@ -114,10 +123,11 @@ class JobRunsController(Controller):
         limit = query.limit()
         if not run_id:
             query.problems.append("workflow_run_id: required")
-        if query.problems or not run_id:
-            raise InvalidError("the query is not valid", query.problems)
-        listing = Listing(request, query, run_id, always_page=query.one("project_id") is None)
+        as_page = query.one("project_id") is None
+        listing = Listing(request, query, run_id or "", always_page=as_page)
         after = listing.after
+        await refuse_wrong(request)
+        assert run_id is not None  # or it would be a problem
         views = await api_of(request).gateway.job_runs(run_id, principal_of(request))
         rows = sorted(
             (v for v in views if project_id is None or v.project_id == project_id),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -15,14 +16,24 @@ from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.principal import ANY, SCOPES
 from pilotage.http.answers import empty
 from pilotage.http.bodies import Fields, read_json
-from pilotage.http.call import AnyRequest, acting, api_of, is_project_id, named_project
+from pilotage.http.call import (
+    AnyRequest,
+    acting,
+    api_of,
+    is_project_id,
+    named_project,
+    problems_of,
+    refuse_wrong,
+)
 from pilotage.http.pages import Listing
-from pilotage.http.queries import Query, refuse_dry_run
+from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.http.resources import api_key_view
 
 KeyId = Annotated[str, PathParameter(name="keyID")]
 MANAGE = {"scope": "api-keys:manage"}
+MIN_DAYS = 1 / 86_400
+"""A second."""
 
 
 class KeysController(Controller):
@@ -33,11 +44,13 @@ class KeysController(Controller):
         """A repeat with the same Idempotency-Key is refused: no key is shown twice."""
         body = await read_json(request)
         by = acting(request)
-        fields = Fields(body)
+        fields = Fields(body, problems_of(request))
         name = fields.text("name", max_chars=MAX_NAME, required=True) or ""
-        project = fields.text("project_id", max_chars=128) or named_project(request, None)
+        project = fields.text("project_id", max_chars=128)
+        if project is None:
+            project = named_project(request, None)
         scopes = fields.texts("scopes", 1, len(SCOPES))
-        days = fields.number("expires_in_days", 1 / 86_400, MAX_DAYS)
+        days = fields.number("expires_in_days", MIN_DAYS, MAX_DAYS)
         fields.close()
         if project is None:
             fields.problems.append('project_id: required with an admin key ("*" for an admin key)')
@@ -47,19 +60,24 @@ class KeysController(Controller):
             check_key(name or "unknown", scopes or (ANY,), days)
         except InvalidError as exc:
             fields.problems += exc.details
-        if fields.problems or project is None:
-            raise InvalidError("the api key is not valid", fields.problems)
+        await refuse_wrong(request)
+        assert project is not None  # or it would be a problem
 
-        async def act(_: Idempotency | None) -> Answer:
+        async def act(idempotency: Idempotency | None) -> Answer:
             key, secret = await api_of(request).catalog.keys.create(
-                name=name, project_id=project, scopes=scopes, by=by, expires_in_days=days
+                name=name,
+                project_id=project,
+                scopes=scopes,
+                by=by,
+                expires_in_days=days,
+                idempotency=idempotency,
             )
             return Answer(
                 status=201,
                 body=msgspec.json.encode(api_key_view(key, secret)),
                 headers={"Location": f"/v1/api-keys/{key.id}"},
                 reference=key.id,
-                secret=True,
+                stored=True,
             )
 
         return await once(request, by.project_id, body, act, _refuse_repeat)
@@ -71,17 +89,20 @@ class KeysController(Controller):
         if project_id != ANY or not acting(request).is_admin:
             project_id = named_project(request, project_id)
         limit = query.limit()
-        query.check()
         listing = Listing(request, query, project_id or ANY, always_page=True)
+        position = listing.after
+        await refuse_wrong(request)
         rows, after = await api_of(request).catalog.keys.visible_to(
-            acting(request), project_id, limit, listing.after
+            acting(request), project_id, limit, position
         )
         return listing.answer([api_key_view(k) for k in rows], after)
 
     @delete("/{keyID:str}", operation_id="revoke-api-key", opt=MANAGE, status_code=200)
     async def revoke(self, request: AnyRequest, key_id: KeyId) -> ASGIResponse:
-        refuse_dry_run(request)
-        await api_of(request).catalog.keys.revoke(key_id, acting(request))
+        keys, by = api_of(request).catalog.keys, acting(request)
+        Query(request).no_dry_run()
+        await refuse_wrong(request, partial(keys.visible, key_id, by))
+        await keys.revoke(key_id, by)
         return empty()
 
 

@@ -17,7 +17,9 @@ from litestar.routes import HTTPRoute
 from pilotage import __version__
 from pilotage.http.auth import PUBLIC
 from pilotage.http.openapi_examples import ERRORS, EXAMPLES
-from pilotage.http.openapi_operations import DOCS, TAGS, Doc
+from pilotage.http.openapi_model import TAGS, Doc
+from pilotage.http.openapi_operations import DOCS
+from pilotage.http.openapi_parameters import PARAMETERS, header_parameters, path_parameters
 from pilotage.http.openapi_schemas import components
 from pilotage.http.pages import PAGE_TYPE
 
@@ -58,7 +60,7 @@ def document(app: Litestar) -> Json:
         "components": {
             "schemas": dict(sorted(components().items())),
             "responses": {f"Error{status}": _error(status) for status in ERRORS},
-            "parameters": {"IdempotencyKey": _IDEMPOTENCY, "Prefer": _PREFER},
+            "parameters": PARAMETERS,
             "securitySchemes": {
                 "bearerAuth": {
                     "type": "http",
@@ -125,14 +127,11 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler, doc: Doc) -> J
 
 
 def _parameters(path: str, method: str, doc: Doc, scope: str) -> list[Json]:
-    parameters: list[Json] = [
-        {"name": name, "in": "path", "required": True, "schema": _NAME}
-        for name in _PARAMETER.findall(path)
-    ]
+    parameters = path_parameters(path)
     for p in doc.query:
         schema: Json = p.schema
         if p.repeatable:
-            schema = {"type": "array", "items": schema}
+            schema = {"type": "array", "items": schema, "maxItems": p.at_most}
         parameters.append(
             {
                 "name": p.name,
@@ -142,10 +141,8 @@ def _parameters(path: str, method: str, doc: Doc, scope: str) -> list[Json]:
                 "schema": schema,
             }
         )
-    if method == "POST" and scope != PUBLIC:
-        parameters.append({"$ref": "#/components/parameters/IdempotencyKey"})
-    if doc.prefer is not None:
-        parameters.append({"$ref": "#/components/parameters/Prefer"})
+    if scope != PUBLIC:
+        parameters += header_parameters(path, method, prefer=doc.prefer is not None)
     return parameters
 
 
@@ -269,22 +266,6 @@ _MEANING = {
     429: "Too many requests, or too many failed authentications.",
     500: "A bug; the cause is logged under the request id.",
     503: "Not now: the store is away, or the server starts or stops.",
-}
-_NAME: Json = {"type": "string", "minLength": 1}
-"""Of what a path names. A path without it is another path."""
-_IDEMPOTENCY: Json = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string", "maxLength": 256},
-    "description": "The same key and request give the first answer again. Also X-Idempotency-Key.",
-}
-_PREFER: Json = {
-    "name": "Prefer",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "`return=representation`: 200 and what was changed instead of 204.",
 }
 _LIST_HEADERS: Json = {
     "Link": {"schema": {"type": "string"}, "description": '`<…>; rel="next"`, if there is more.'},

@@ -2,96 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
-from pilotage.runtime.status import RunStatus
-
-
-class Parameter(msgspec.Struct, frozen=True, kw_only=True):
-    """A query parameter."""
-
-    name: str
-    about: str
-    schema: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "string"})
-    required: bool = False
-    repeatable: bool = False
-
-
-class Doc(msgspec.Struct, frozen=True, kw_only=True):
-    """One operation.
-
-    body        schema of the request; `body_required` False: it may be left out
-    status      of success; `answer` is its schema, `Name[]` for a list, None for no body
-    prefer      schema of the answer under `Prefer: return=representation`
-    preview     `?dry_run=true` answers a `Preview` (or `answer`, where that shows it)
-    errors      statuses beyond those that follow from the route
-    """
-
-    tag: str
-    summary: str
-    about: str = ""
-    query: tuple[Parameter, ...] = ()
-    body: str | None = None
-    body_required: bool = False
-    status: int = 200
-    answer: str | None = None
-    prefer: str | None = None
-    preview: str | None = None
-    errors: tuple[int, ...] = ()
-
-
-TAGS = {
-    "Runs": "Executions of workflows.",
-    "Steps": "Steps of a run.",
-    "Bulk": "One command for many runs.",
-    "Workflows": "Versioned definitions: directed acyclic graphs of steps.",
-    "Jobs": "Who does the work of a step.",
-    "Job runs": "The record of every attempt.",
-    "Events": "Messages that steps wait for.",
-    "API keys": "Who may do what.",
-    "Quarantine": "Runs that failed inside too often; they take no commands.",
-    "Callbacks": "What a job reports that answered 202, under its run token.",
-    "Operations": "Health and metrics.",
-}
-
-_LIMIT = Parameter(
-    name="limit",
-    about="Items a page. Above 100 is 100.",
-    schema={"type": "integer", "minimum": 1, "default": 50},
+from pilotage.http.openapi_model import (
+    DRY,
+    FILTERS,
+    OF_PROJECT,
+    PAGED,
+    WORKFLOW,
+    Doc,
+    Parameter,
 )
-_CURSOR = Parameter(
-    name="cursor", about="From the page before. Present, even empty: the answer is a page."
-)
-_PAGED = (_LIMIT, _CURSOR)
-_PROJECT = Parameter(
-    name="project_id",
-    about="Left out: the key's own project, answered as a page. An admin key must name one.",
-    schema={"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"},
-)
-_DRY = Parameter(
-    name="dry_run", about="Say what would happen, change nothing.", schema={"type": "boolean"}
-)
-_FILTERS = (
-    Parameter(
-        name="status",
-        about="Only runs in this status.",
-        schema={"type": "string", "enum": [str(s) for s in RunStatus]},
-    ),
-    Parameter(name="tag", about="`key:value`; repeatable, all must hold.", repeatable=True),
-    Parameter(
-        name="created_after",
-        about="Created later than this.",
-        schema={"type": "string", "format": "date-time"},
-    ),
-    Parameter(
-        name="created_before",
-        about="Created earlier than this.",
-        schema={"type": "string", "format": "date-time"},
-    ),
-)
-_WORKFLOW = Parameter(name="workflow_id", about="Only runs of this workflow (its id).")
+from pilotage.http.openapi_requests import text_of
+from pilotage.http.queries import MAX_WHOLE
+from pilotage.http.runs import MAX_REASON
+from pilotage.runtime.validation_identity import PROJECT_PATTERN
+
 _REPEATABLE = "Repeating it when it already holds is a success without effect."
 
 _RUNS = {
@@ -99,7 +23,7 @@ _RUNS = {
         tag="Runs",
         summary="List workflow runs",
         about="Newest first. Filters combine; a page may be short and still have a next one.",
-        query=(_PROJECT, _WORKFLOW, *_FILTERS, *_PAGED),
+        query=(OF_PROJECT, WORKFLOW, *FILTERS, *PAGED),
         answer="WorkflowRun[]",
     ),
     "get-workflow-run": Doc(tag="Runs", summary="Get a workflow run", answer="WorkflowRun"),
@@ -107,7 +31,13 @@ _RUNS = {
         tag="Runs",
         summary="Cancel a workflow run",
         about=f"Attempts in progress are told to stop, child runs are canceled. {_REPEATABLE}",
-        query=(Parameter(name="reason", about="Stands in the run's `error` and history."),),
+        query=(
+            Parameter(
+                name="reason",
+                about="Stands in the run's `error` and history.",
+                schema=text_of(MAX_REASON),
+            ),
+        ),
         status=204,
         prefer="WorkflowRun",
         errors=(409,),
@@ -132,7 +62,7 @@ _RUNS = {
         tag="Runs",
         summary="Retry from first failed step",
         about="A new run that takes over what was completed. For failed, timed out and canceled.",
-        query=(_DRY,),
+        query=(DRY,),
         status=201,
         answer="WorkflowRun",
         preview="Preview",
@@ -168,9 +98,9 @@ _RUNS = {
             Parameter(
                 name="after",
                 about="Only items after this sequence number.",
-                schema={"type": "integer", "minimum": 0, "default": 0},
+                schema={"type": "integer", "minimum": 0, "maximum": MAX_WHOLE, "default": 0},
             ),
-            *_PAGED,
+            *PAGED,
         ),
         answer="HistoryItem[]",
     ),
@@ -181,7 +111,7 @@ _STEPS = {
         tag="Steps",
         summary="List step runs",
         about="All of them, in definition order; with `cursor` page by page.",
-        query=_PAGED,
+        query=PAGED,
         answer="StepRun[]",
     ),
     "approve-workflow-step": Doc(
@@ -206,7 +136,7 @@ _STEPS = {
         tag="Steps",
         summary="Skip a step",
         about="It counts as done for its dependents; a failed step's run is reopened.",
-        query=(_DRY,),
+        query=(DRY,),
         body="ReasonInput",
         status=204,
         prefer="StepRunAnswer",
@@ -217,7 +147,7 @@ _STEPS = {
         tag="Steps",
         summary="Force-complete a step",
         about="As skip, with `result` as the step's output. `result` may be any JSON value.",
-        query=(_DRY,),
+        query=(DRY,),
         body="ResultInput",
         status=204,
         prefer="StepRunAnswer",
@@ -228,7 +158,7 @@ _STEPS = {
         tag="Steps",
         summary="Retry a single workflow step",
         about="In place: the run is reopened, the step gets a new attempt.",
-        query=(_DRY,),
+        query=(DRY,),
         answer="StepRunAnswer",
         preview="Preview",
         errors=(409,),
@@ -237,7 +167,7 @@ _STEPS = {
         tag="Steps",
         summary="Replay a step and all that depend on it",
         about="In place: outputs and errors are cleared, nothing upstream is touched.",
-        query=(_DRY,),
+        query=(DRY,),
         answer="ResetSteps",
         preview="Preview",
         errors=(409,),
@@ -246,7 +176,7 @@ _STEPS = {
         tag="Bulk",
         summary="Bulk cancel workflow runs",
         about="One result a run, in request order; one that fails does not stop the others.",
-        query=(_DRY,),
+        query=(DRY,),
         body="BulkInput",
         body_required=True,
         answer="BulkCanceled",
@@ -256,7 +186,7 @@ _STEPS = {
         tag="Bulk",
         summary="Bulk replay workflow runs",
         about="A new run for each: failed ones as retry, completed ones from the beginning.",
-        query=(_DRY,),
+        query=(DRY,),
         body="BulkInput",
         body_required=True,
         answer="BulkReplayed",
@@ -279,7 +209,7 @@ _WORKFLOWS = {
         tag="Workflows",
         summary="List workflows",
         about="Newest first, without their steps.",
-        query=(_PROJECT, *_PAGED),
+        query=(OF_PROJECT, *PAGED),
         answer="Workflow[]",
     ),
     "get-workflow": Doc(tag="Workflows", summary="Get a workflow", answer="Workflow"),
@@ -301,13 +231,13 @@ _WORKFLOWS = {
     "list-runs-of-workflow": Doc(
         tag="Workflows",
         summary="List runs of a workflow",
-        query=(_PROJECT, *_FILTERS, *_PAGED),
+        query=(OF_PROJECT, *FILTERS, *PAGED),
         answer="WorkflowRun[]",
     ),
     "list-workflow-versions": Doc(
         tag="Workflows",
         summary="List versions of a workflow",
-        query=_PAGED,
+        query=PAGED,
         answer="WorkflowVersion[]",
     ),
     "get-workflow-graph": Doc(
@@ -345,7 +275,7 @@ _JOBS = {
         answer="Job",
         errors=(409,),
     ),
-    "list-jobs": Doc(tag="Jobs", summary="List jobs", query=(_PROJECT, *_PAGED), answer="Job[]"),
+    "list-jobs": Doc(tag="Jobs", summary="List jobs", query=(OF_PROJECT, *PAGED), answer="Job[]"),
     "get-job": Doc(tag="Jobs", summary="Get a job", answer="Job"),
     "update-job": Doc(
         tag="Jobs",
@@ -365,9 +295,14 @@ _JOBS = {
         tag="Job runs",
         summary="List job runs of a workflow run",
         query=(
-            Parameter(name="workflow_run_id", about="The run whose attempts.", required=True),
-            _PROJECT,
-            *_PAGED,
+            Parameter(
+                name="workflow_run_id",
+                about="The run whose attempts.",
+                schema={"type": "string", "minLength": 1},
+                required=True,
+            ),
+            OF_PROJECT,
+            *PAGED,
         ),
         answer="JobRun[]",
         errors=(404,),
@@ -398,9 +333,9 @@ _JOBS = {
             Parameter(
                 name="project_id",
                 about="Only keys of this project; `*`: only admin keys.",
-                schema={"type": "string", "pattern": "^([A-Za-z0-9_.-]{1,128}|[*])$"},
+                schema={"type": "string", "pattern": rf"^({PROJECT_PATTERN.pattern}|\*)$"},
             ),
-            *_PAGED,
+            *PAGED,
         ),
         answer="ApiKey[]",
     ),
@@ -411,7 +346,7 @@ _QUARANTINE = {
     "list-quarantined-runs": Doc(
         tag="Quarantine",
         summary="List quarantined runs",
-        query=_PAGED,
+        query=PAGED,
         answer="QuarantinedRun[]",
     ),
     "release-quarantined-run": Doc(

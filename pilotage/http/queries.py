@@ -8,26 +8,26 @@ from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from pilotage.actors.errors import InvalidError
-from pilotage.http.call import AnyRequest
+from pilotage.http.call import AnyRequest, problems_of
 
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 50
 MAX_PARAMETERS = 200
+MAX_ID = 255
+MAX_TAGS = 20
+MAX_TAG = 64 + 1 + 256
+MAX_WHOLE = 10**15 - 1
 E = TypeVar("E", bound=StrEnum)
 
 
-def refuse_dry_run(request: AnyRequest) -> None:
-    """For a change that has no dry run: 422 for who asks for one."""
-    query = Query(request)
-    query.no_dry_run()
-    query.check()
-
-
 class Query:
-    """The query of one request. Unknown parameters are ignored; of repeated ones the last holds."""
+    """The query of one request. Unknown parameters are ignored; of repeated ones the last holds.
+
+    What is wrong with it is a problem of the request: `refuse_wrong` tells it.
+    """
 
     def __init__(self, request: AnyRequest) -> None:
-        self.problems: list[str] = []
+        self.problems = problems_of(request)
         raw: bytes = request.scope["query_string"]
         self._pairs: list[tuple[str, str]] = []
         if raw:
@@ -35,10 +35,9 @@ class Query:
                 self._pairs = parse_qsl(
                     raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS
                 )
-            except ValueError as exc:
-                raise InvalidError(
-                    "the query is not valid", [f"query: at most {MAX_PARAMETERS} parameters"]
-                ) from exc
+            except ValueError:  # what it says cannot be told: nothing else is worth looking at
+                problem = f"query: at most {MAX_PARAMETERS} parameters"
+                raise InvalidError("the request is not valid", [problem]) from None
         self._last = dict(self._pairs)
 
     @property
@@ -71,7 +70,7 @@ class Query:
         value = self.one(name)
         if value is None:
             return default
-        if not value.isascii() or not value.isdigit() or len(value) > 15:
+        if not value.isascii() or not value.isdigit() or len(value) > len(str(MAX_WHOLE)):
             self.problems.append(f"{name}: must be a whole number, 0 or more")
             return default
         return int(value)
@@ -107,7 +106,8 @@ class Query:
         if value is None:
             return None
         try:
-            when = datetime.fromisoformat(value.replace(" ", "+"))
+            # RFC 3339 allows small letters; a plus sign that was not encoded arrives as a space.
+            when = datetime.fromisoformat(value.upper().replace(" ", "+"))
             ms = int(when.astimezone(UTC).timestamp() * 1000) if when.tzinfo else None
         except (ValueError, OverflowError):
             ms = None
@@ -121,12 +121,8 @@ class Query:
         self.problems += [
             f'tag: must look like key:value, not "{t[:64]}"'
             for t in found
-            if ":" not in t or len(t) > 64 + 1 + 256
+            if ":" not in t or len(t) > MAX_TAG
         ]
-        if len(found) > 20:
-            self.problems.append("tag: at most 20 of them")
+        if len(found) > MAX_TAGS:
+            self.problems.append(f"tag: at most {MAX_TAGS} of them")
         return found
-
-    def check(self) -> None:
-        if self.problems:
-            raise InvalidError("the query is not valid", self.problems)

@@ -20,9 +20,8 @@ from pilotage.actors.errors import ConflictError, InvalidError, NotFoundError, U
 from pilotage.actors.idempotency import Idempotency, Remembered, recall
 from pilotage.http.answers import empty, encoded
 from pilotage.http.api import Api
-from pilotage.http.call import AnyRequest, api_of, call_of
+from pilotage.http.call import AnyRequest, api_of, call_of, client_key
 
-MAX_KEY = 256
 REPLAYED = {"Idempotency-Replayed": "true"}
 
 
@@ -31,7 +30,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     reference   id of what was made or moved, to show it again when the body is too large to keep
     stored      the idempotency record is stored already, together with the change
-    secret      the body is never kept
     """
 
     status: int
@@ -39,7 +37,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     reference: str | None = None
     stored: bool = False
-    secret: bool = False
 
     def response(self) -> ASGIResponse:
         if self.body is None:
@@ -60,20 +57,9 @@ def request_hash(request: AnyRequest, body: Any) -> str:
     return digest.hexdigest()
 
 
-def client_key(request: AnyRequest) -> str | None:
-    """The key of the request's header. A dry run asks for it too: what is refused is refused."""
-    call = call_of(request.scope)
-    key = call.header(b"idempotency-key") or call.header(b"x-idempotency-key")
-    if key is not None and len(key) > MAX_KEY:
-        raise InvalidError(
-            "the request is not valid", [f"Idempotency-Key: must have at most {MAX_KEY} characters"]
-        )
-    return key or None
-
-
 def idempotency_of(request: AnyRequest, project_id: str, body: Any) -> Idempotency | None:
     """What the request is remembered by; None without a key."""
-    key = client_key(request)
+    key = client_key(call_of(request.scope))
     if key is None:
         return None
     return Idempotency(
@@ -163,7 +149,7 @@ async def _remember(api: Api, idempotency: Idempotency, answer: Answer) -> None:
     record = idempotency.record(
         status=answer.status,
         reference=answer.reference,
-        body=None if answer.secret else answer.body,
+        body=answer.body,
     )
     with catalog_errors("idempotency record"):
         kept = await api.gateway.store.remember(record, await api.gateway.store.fence())

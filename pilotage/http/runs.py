@@ -20,14 +20,14 @@ from pilotage.http.call import (
     acting,
     api_of,
     call_of,
-    named_project,
     principal_of,
+    refuse_wrong,
     required_project,
 )
 from pilotage.http.pages import Listing
 from pilotage.http.ports import Body
-from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, client_key, once
+from pilotage.http.queries import MAX_ID, Query
+from pilotage.http.repeats import Answer, once
 from pilotage.persistence.port import RunQuery
 from pilotage.runtime.insight import explain, run_graph, timeline
 from pilotage.runtime.preview import Preview
@@ -109,11 +109,8 @@ class RunCommand(Protocol):
 async def run_command(request: AnyRequest, run_id: str, do: RunCommand) -> ASGIResponse:
     body = await read_json(request)
     principal = acting(request)
-    query = Query(request)
-    query.no_dry_run()
-    if query.problems:
-        await api_of(request).gateway.get_run_view(run_id, principal)
-        query.check()
+    Query(request).no_dry_run()
+    await refuse_wrong(request, partial(api_of(request).gateway.get_run_view, run_id, principal))
     shown = partial(run_body, request)
 
     async def act(idempotency: Idempotency | None) -> Answer:
@@ -125,12 +122,11 @@ async def run_command(request: AnyRequest, run_id: str, do: RunCommand) -> ASGIR
     return await once(request, await run_project(request, run_id), body, act, again)
 
 
-def require_json_format(request: AnyRequest) -> None:
+def note_format(request: AnyRequest) -> None:
     """Graphs come as JSON only."""
     query = Query(request)
     if query.one("format") not in {None, "json"}:
         query.problems.append("format: must be json; pictures of graphs come later")
-    query.check()
 
 
 async def answer_list(
@@ -143,15 +139,15 @@ async def answer_list(
         project_id=project_id,
         limit=query.limit(),
         status=query.word("status", RunStatus),
-        workflow_id=workflow_id or query.text("workflow_id", 255) or None,
+        workflow_id=workflow_id or query.text("workflow_id", MAX_ID) or None,
         tags=query.tags(),
         created_after_ms=query.when_ms("created_after"),
         created_before_ms=query.when_ms("created_before"),
     )
     as_page = query.one("project_id") is None
     listing = Listing(request, query, project_id, always_page=as_page)
-    query.check()
     run_query = msgspec.structs.replace(run_query, after=listing.after)
+    await refuse_wrong(request)
     rows, next_after = await api_of(request).gateway.list_runs(run_query)
     return listing.answer(rows, next_after)
 
@@ -174,10 +170,9 @@ class RunsController(Controller):
         query = Query(request)
         reason = query.text("reason", MAX_REASON)
         query.no_dry_run()
-        if query.problems:
-            await api_of(request).gateway.get_run_view(run_id, principal_of(request))
-            query.check()
-        state = await api_of(request).gateway.cancel(run_id, acting(request), reason)
+        gateway, principal = api_of(request).gateway, acting(request)
+        await refuse_wrong(request, partial(gateway.get_run_view, run_id, principal))
+        state = await gateway.cancel(run_id, principal, reason)
         return run_answer(request, state).response()
 
     @post("/{workflowRunID:str}/pause", operation_id="pause-workflow-run", opt=WRITE)
@@ -194,12 +189,8 @@ class RunsController(Controller):
     async def retry(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         body = await read_json(request)
         gateway, principal = api_of(request).gateway, acting(request)
-        query = Query(request)
-        dry_run = query.flag("dry_run")
-        if query.problems:
-            await gateway.get_run_view(run_id, principal)
-            query.check()
-        client_key(request)
+        dry_run = Query(request).flag("dry_run")
+        await refuse_wrong(request, partial(gateway.get_run_view, run_id, principal))
         if dry_run:
             return ok(await gateway.retry_run(run_id, principal, dry_run=True))
 
@@ -232,7 +223,8 @@ class InsightController(Controller):
     @get("/graph", operation_id="get-workflow-run-graph", opt=READ)
     async def graph(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         state = await api_of(request).gateway.get_run(run_id, principal_of(request))
-        require_json_format(request)
+        note_format(request)
+        await refuse_wrong(request)
         return ok(run_graph(state, now_ms()))
 
     @get("/timeline", operation_id="get-workflow-run-timeline", opt=READ)
@@ -251,12 +243,9 @@ class InsightController(Controller):
         gateway, principal = api_of(request).gateway, principal_of(request)
         query = Query(request)
         limit, after = query.limit(), query.whole("after", 0)
-        named_project(request, None)
         listing = Listing(request, query, run_id, always_page=True)
-        if query.problems:
-            await gateway.get_run_view(run_id, principal)
-            query.check()
         position = listing.after
+        await refuse_wrong(request, partial(gateway.get_run_view, run_id, principal))
         after = position[0] if position is not None else after
         items = await gateway.history(run_id, principal, after, limit + 1)
         rows = [msgspec.Raw(item) for item in items[:limit]]

@@ -11,16 +11,16 @@ from litestar import Controller, get, post
 from litestar.params import PathParameter
 from litestar.response.base import ASGIResponse
 
-from pilotage.actors.errors import ForbiddenError, InvalidError, NotFoundError
+from pilotage.actors.errors import ForbiddenError, NotFoundError
 from pilotage.actors.executors.port import MAX_OUTPUT_BYTES
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import ok
 from pilotage.http.bodies import Fields, encode_json, read_json
-from pilotage.http.call import AnyRequest, acting, api_of, principal_of
+from pilotage.http.call import AnyRequest, acting, api_of, principal_of, problems_of, refuse_wrong
 from pilotage.http.pages import Listing
 from pilotage.http.ports import Body
 from pilotage.http.queries import Query
-from pilotage.http.repeats import Answer, client_key, once
+from pilotage.http.repeats import Answer, once
 from pilotage.http.runs import (
     APPLIED,
     READ,
@@ -67,20 +67,19 @@ def _answer(request: AnyRequest, body: bytes | None) -> Answer:
     return Answer(status=200, body=body, headers=headers, stored=True)
 
 
-async def refuse(
-    request: AnyRequest, run_id: str, step_ref: str, problems: list[str], *, approving: bool = False
+async def look_for_step(
+    request: AnyRequest, run_id: str, step_ref: str, *, deciding: bool = False
 ) -> None:
-    """422 with `problems`; but what comes first in the order of checks is told first."""
+    """404 if there is none, 403 for who may not decide about it."""
     state = await api_of(request).gateway.get_run(run_id, principal_of(request))
     index = state.graph.index.get(step_ref)
     if index is None:
         raise NotFoundError(f'the run has no step "{step_ref}"')
     approvers = state.graph.steps[index].approval_approvers
-    if approving and approvers and acting(request).name not in approvers:
+    if deciding and approvers and acting(request).name not in approvers:
         raise ForbiddenError(
             f'"{acting(request).name}" may not decide; approvers are {", ".join(approvers)}'
         )
-    raise InvalidError("the request is not valid", problems)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,16 +93,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 async def asked(request: AnyRequest, *, deciding: bool = False) -> Asked:
     """`deciding`: an approval, which has no dry run."""
     body = await read_json(request)
-    fields = Fields(body)
     query = Query(request)
     dry_run = False
     if deciding:
         query.no_dry_run()
     else:
         dry_run = query.flag("dry_run")
-        client_key(request)
-    fields.problems += query.problems
-    return Asked(body=body, fields=fields, dry_run=dry_run)
+    return Asked(body=body, fields=Fields(body, problems_of(request)), dry_run=dry_run)
 
 
 class StepCommand(Protocol):
@@ -142,14 +138,13 @@ class StepsController(Controller):
 
     @get("/", operation_id="list-workflow-run-steps", opt=READ)
     async def list_(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
-        views = await api_of(request).gateway.steps(run_id, principal_of(request))
         query = Query(request)
         listing = Listing(request, query, run_id)
-        limit = query.limit()
-        query.check()
+        limit, after = query.limit(), listing.after
+        views = await api_of(request).gateway.steps(run_id, principal_of(request))
+        await refuse_wrong(request)
         if not listing.as_page and query.one("limit") is None:
             return ok(views)
-        after = listing.after
         start = 0 if after is None else after[0] + 1
         page = views[start : start + limit]
         more = start + limit < len(views)
@@ -159,8 +154,8 @@ class StepsController(Controller):
     async def approve(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
         what = await asked(request, deciding=True)
         comment = what.fields.text("comment")
-        if what.fields.problems:
-            await refuse(request, run_id, step_ref, what.fields.problems, approving=True)
+        look = partial(look_for_step, request, run_id, step_ref, deciding=True)
+        await refuse_wrong(request, look)
         gateway, by = api_of(request).gateway, acting(request)
 
         do = partial(gateway.approve, run_id, step_ref, by, comment, by.name)
@@ -170,8 +165,8 @@ class StepsController(Controller):
     async def reject(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
         what = await asked(request, deciding=True)
         reason = what.fields.text("reason")
-        if what.fields.problems:
-            await refuse(request, run_id, step_ref, what.fields.problems, approving=True)
+        look = partial(look_for_step, request, run_id, step_ref, deciding=True)
+        await refuse_wrong(request, look)
         gateway, by = api_of(request).gateway, acting(request)
 
         do = partial(gateway.reject, run_id, step_ref, by, reason, by.name)
@@ -181,8 +176,7 @@ class StepsController(Controller):
     async def skip(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
         what = await asked(request)
         reason = what.fields.text("reason")
-        if what.fields.problems:
-            await refuse(request, run_id, step_ref, what.fields.problems)
+        await refuse_wrong(request, partial(look_for_step, request, run_id, step_ref))
         gateway, by = api_of(request).gateway, acting(request)
 
         do = partial(gateway.skip, run_id, step_ref, by, reason)
@@ -198,8 +192,7 @@ class StepsController(Controller):
         result = encode_json(what.fields.take("result"))
         if result is not None and len(result) > MAX_OUTPUT_BYTES:
             what.fields.problems.append(f"result: must be at most {MAX_OUTPUT_BYTES} bytes of JSON")
-        if what.fields.problems:
-            await refuse(request, run_id, step_ref, what.fields.problems)
+        await refuse_wrong(request, partial(look_for_step, request, run_id, step_ref))
         gateway, by = api_of(request).gateway, acting(request)
 
         do = partial(gateway.force_complete, run_id, step_ref, by, result)
@@ -210,8 +203,7 @@ class StepsController(Controller):
     @post("/{stepRef:str}/retry", operation_id="retry-workflow-step", opt=WRITE)
     async def retry(self, request: AnyRequest, run_id: RunId, step_ref: StepRef) -> ASGIResponse:
         what = await asked(request)
-        if what.fields.problems:
-            await refuse(request, run_id, step_ref, what.fields.problems)
+        await refuse_wrong(request, partial(look_for_step, request, run_id, step_ref))
         gateway, by = api_of(request).gateway, acting(request)
 
         do = partial(gateway.retry_step, run_id, step_ref, by)
@@ -224,8 +216,7 @@ class StepsController(Controller):
         self, request: AnyRequest, run_id: RunId, step_ref: StepRef
     ) -> ASGIResponse:
         what = await asked(request)
-        if what.fields.problems:
-            await refuse(request, run_id, step_ref, what.fields.problems)
+        await refuse_wrong(request, partial(look_for_step, request, run_id, step_ref))
         gateway, by = api_of(request).gateway, acting(request)
         if what.dry_run:
             return ok(await gateway.replay_subtree(run_id, step_ref, by, dry_run=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -10,7 +11,9 @@ from litestar import Controller, delete, get, patch, post
 from litestar.params import PathParameter
 from litestar.response.base import ASGIResponse
 
+from pilotage.actors.catalog_lookup import all_known
 from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.errors import InvalidError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import empty, ok
 from pilotage.http.bodies import DEFINITION_LIMIT, read_json
@@ -20,10 +23,11 @@ from pilotage.http.call import (
     api_of,
     call_of,
     project_of_one,
+    refuse_wrong,
     required_project,
 )
 from pilotage.http.pages import Listing
-from pilotage.http.queries import Query, refuse_dry_run
+from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.http.resources import version_view, workflow_view
 from pilotage.http.runs import (
@@ -32,14 +36,15 @@ from pilotage.http.runs import (
     WRITE,
     answer_list,
     made_run,
-    require_json_format,
+    note_format,
     shown_run,
 )
+from pilotage.runtime.errors import DefinitionError
 from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.insight import start_waves, workflow_graph
 from pilotage.runtime.jsonvalues import is_object
 from pilotage.runtime.tracing import parse_trace
-from pilotage.runtime.validation import ParsedTrigger, parse_trigger
+from pilotage.runtime.validation import ParsedTrigger, parse_trigger, parse_workflow
 
 WorkflowId = Annotated[str, PathParameter(name="workflowID")]
 
@@ -57,10 +62,21 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     disabled: list[str]
 
 
-def body_project(request: AnyRequest, body: Any) -> str:
-    """The project of something that is made: named in the body, the header, or the key's own."""
+def body_project(request: AnyRequest, body: Any, parse: Callable[[], object]) -> str:
+    """The project of something that is made: named in the body, the header, or the key's own.
+
+    If none can be told, `parse` says what else is wrong with the definition.
+    """
     given = body.get("project_id") if is_object(body) else None
-    return required_project(request, given if isinstance(given, str) else None)
+    try:
+        return required_project(request, given if isinstance(given, str) else None)
+    except InvalidError as exc:
+        problems = list(exc.details)
+        try:
+            parse()
+        except DefinitionError as wrong:
+            problems += [p for p in wrong.problems if not p.startswith("project_id")]
+        raise InvalidError(exc.message, problems) from None
 
 
 def require_object(body: Any) -> Mapping[str, Any]:
@@ -84,8 +100,12 @@ class WorkflowsController(Controller):
     @post("/", operation_id="create-workflow", opt=WRITE)
     async def create(self, request: AnyRequest) -> ASGIResponse:
         body = await read_json(request, DEFINITION_LIMIT)
-        project_id = body_project(request, body)
         catalog, by = api_of(request).catalog, acting(request)
+        raw = require_object(body)
+        parse = partial(parse_workflow, raw, resolve=all_known(raw))
+        project_id = body_project(request, body, parse)
+        Query(request).no_dry_run()
+        await refuse_wrong(request)
 
         def encoded_view(workflow: Workflow) -> bytes:
             return msgspec.json.encode(workflow_view(workflow))
@@ -100,7 +120,7 @@ class WorkflowsController(Controller):
             )
 
         async def act(idempotency: Idempotency | None) -> Answer:
-            parsed = await catalog.parse_workflow(project_id, require_object(body))
+            parsed = await catalog.parse_workflow(project_id, raw)
             workflow = await catalog.create_workflow(
                 parsed,
                 project_id=project_id,
@@ -118,23 +138,28 @@ class WorkflowsController(Controller):
     @get("/", operation_id="list-workflows", opt=READ)
     async def list_(self, request: AnyRequest) -> ASGIResponse:
         query = Query(request)
-        project_id = required_project(request, query.one("project_id"))
         limit = query.limit()
-        query.check()
+        project_id = required_project(request, query.one("project_id"))
         as_page = query.one("project_id") is None
         listing = Listing(request, query, project_id, always_page=as_page)
-        rows, after = await api_of(request).catalog.list_workflows(project_id, limit, listing.after)
+        after = listing.after
+        await refuse_wrong(request)
+        rows, after = await api_of(request).catalog.list_workflows(project_id, limit, after)
         return listing.answer([workflow_view(w, with_steps=False) for w in rows], after)
 
     @get("/{workflowID:str}", operation_id="get-workflow", opt=READ)
     async def read(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
-        return ok(workflow_view(await find_workflow(request, workflow_id)))
+        workflow = await find_workflow(request, workflow_id)
+        await refuse_wrong(request)
+        return ok(workflow_view(workflow))
 
     @patch("/{workflowID:str}", operation_id="update-workflow", opt=WRITE)
     async def update(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request, DEFINITION_LIMIT)
         catalog, by = api_of(request).catalog, acting(request)
         workflow = await find_workflow(request, workflow_id)
+        Query(request).no_dry_run()
+        await refuse_wrong(request)
         parsed = await catalog.parse_patch(workflow, require_object(body))
         return ok(
             workflow_view(await catalog.update_workflow(workflow, parsed, updated_by=by.name))
@@ -143,7 +168,8 @@ class WorkflowsController(Controller):
     @delete("/{workflowID:str}", operation_id="delete-workflow", opt=WRITE, status_code=200)
     async def remove(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         workflow = await find_workflow(request, workflow_id)
-        refuse_dry_run(request)
+        Query(request).no_dry_run()
+        await refuse_wrong(request)
         await api_of(request).catalog.delete_workflow(workflow)
         return empty()
 
@@ -158,15 +184,17 @@ class WorkflowsController(Controller):
         query = Query(request)
         workflow = await find_workflow(request, workflow_id, query)
         limit = query.limit()
-        query.check()
         listing = Listing(request, query, workflow.id, always_page=True)
-        rows, after = await api_of(request).catalog.versions(workflow, limit, listing.after)
+        after = listing.after
+        await refuse_wrong(request)
+        rows, after = await api_of(request).catalog.versions(workflow, limit, after)
         return listing.answer([version_view(v) for v in rows], after)
 
     @get("/{workflowID:str}/graph", operation_id="get-workflow-graph", opt=READ)
     async def graph(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         workflow = await find_workflow(request, workflow_id)
-        require_json_format(request)
+        note_format(request)
+        await refuse_wrong(request)
         graph = await api_of(request).catalog.graph(workflow.version_id)
         return ok(workflow_graph(workflow.id, workflow.version, graph))
 
@@ -174,7 +202,8 @@ class WorkflowsController(Controller):
     async def trigger(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
-        refuse_dry_run(request)
+        Query(request).no_dry_run()
+        await refuse_wrong(request)
         gateway, by = api_of(request).gateway, acting(request)
 
         async def act(idempotency: Idempotency | None) -> Answer:
@@ -191,6 +220,7 @@ class WorkflowsController(Controller):
     async def dry_run(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
+        await refuse_wrong(request)
 
         async def shown() -> Answer:
             parsed, graph = await _parse_trigger(request, workflow, body)

@@ -19,7 +19,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from pilotage.runtime.cron import CronError, CronSchedule, load_timezone
+from pilotage.runtime.cron import (
+    MAX_CRON_CHARS,
+    MAX_TIMEZONE_CHARS,
+    CronError,
+    CronSchedule,
+    load_timezone,
+)
 from pilotage.runtime.definition import WorkflowSpec
 from pilotage.runtime.jsonvalues import is_array, json_problems, show, type_name
 from pilotage.runtime.validation_fields import (
@@ -32,6 +38,7 @@ from pilotage.runtime.validation_fields import (
     integer,
     items_of,
     read_fields,
+    reader,
     seconds,
     tags,
     text,
@@ -118,6 +125,7 @@ class ParsedTrigger(msgspec.Struct, frozen=True, kw_only=True):
 # --- workflows ------------------------------------------------------------------------------------
 
 
+@reader(type="string", maxLength=MAX_CRON_CHARS, pattern=r"^\s*\S+(\s+\S+){4}\s*$")
 def _cron(value: Any, path: str, problems: Problems) -> Any:
     if not isinstance(value, str):
         problems.add(path, f"must be a string, not {type_name(value)}")
@@ -129,6 +137,7 @@ def _cron(value: Any, path: str, problems: Problems) -> Any:
         return BAD
 
 
+@reader(type="string", maxLength=MAX_TIMEZONE_CHARS, pattern="^[A-Za-z0-9_+/-]+$")
 def _timezone(value: Any, path: str, problems: Problems) -> Any:
     if not isinstance(value, str):
         problems.add(path, f"must be a string, not {type_name(value)}")
@@ -141,7 +150,8 @@ def _timezone(value: Any, path: str, problems: Problems) -> Any:
     return value
 
 
-def _as_it_is(value: Any, path: str, problems: Problems) -> Any:  # noqa: ARG001 - a Reader
+@reader(type="array", minItems=1, maxItems=MAX_STEPS)
+def _steps(value: Any, path: str, problems: Problems) -> Any:  # noqa: ARG001 - a Reader
     """Steps are read last, when the workflow's own slug is known."""
     return value
 
@@ -149,7 +159,7 @@ def _as_it_is(value: Any, path: str, problems: Problems) -> Any:  # noqa: ARG001
 _count = integer(least=0, most=1_000_000)
 
 _SPEC_READERS: dict[str, Reader] = {
-    "steps": _as_it_is,
+    "steps": _steps,
     "timeout_secs": seconds(least=0, most=MAX_LONG_SECS),
     "max_concurrent_runs": _count,
     "max_parallel_steps": _count,
@@ -177,8 +187,8 @@ def parse_workflow(raw: Mapping[str, Any], *, resolve: Resolver) -> ParsedWorkfl
     if given.get("steps") is None:
         problems.add("steps", "is required")
     else:
-        reader = StepReader(resolve, fields.get("slug"), problems)
-        fields["steps"] = reader.read(given["steps"], "steps", problems)
+        read_steps = StepReader(resolve, fields.get("slug"), problems).read
+        fields["steps"] = read_steps(given["steps"], "steps", problems)
     problems.raise_if_any()
     return _build(fields)
 
@@ -223,6 +233,7 @@ def parse_workflow_patch(
 # --- triggers -------------------------------------------------------------------------------------
 
 
+@reader()
 def _payload(value: Any, path: str, problems: Problems) -> Any:
     before = len(problems)
     for problem in json_problems(value, path, allow_nul=True):
@@ -236,18 +247,24 @@ def _payload(value: Any, path: str, problems: Problems) -> Any:
     return value
 
 
-_TRIGGER_FIELDS = FieldTable(
+@reader(type="array", maxItems=MAX_STEPS)
+def _overrides(value: Any, path: str, problems: Problems) -> Any:  # noqa: ARG001 - a Reader
+    """Read last, beside the steps of the workflow."""
+    return value
+
+
+TRIGGER_FIELDS: Final = FieldTable(
     readers={
         "payload": _payload,
         "tags": tags,
         "triggered_by": text(most=MAX_NAME_CHARS),
-        "step_overrides": _as_it_is,
+        "step_overrides": _overrides,
         "delay_secs": seconds(least=0, most=MAX_LONG_SECS),
     },
     ignore_unknown=True,
 )
 
-_OVERRIDE_FIELDS = FieldTable(
+OVERRIDE_FIELDS: Final = FieldTable(
     readers={"step_ref": text(most=MAX_NAME_CHARS), "enabled": flag}, ignore_unknown=True
 )
 
@@ -266,7 +283,7 @@ def parse_trigger(raw: Mapping[str, Any] | None, steps: Container[str]) -> Parse
     given = as_object({} if raw is None else raw, "body", problems)
     if given is None:
         problems.refuse()
-    fields = read_fields(given, "", _TRIGGER_FIELDS, problems)
+    fields = read_fields(given, "", TRIGGER_FIELDS, problems)
     overrides = fields.pop("step_overrides", ())
     disabled = _read_overrides(overrides, steps, problems)
     problems.raise_if_any()
@@ -283,8 +300,8 @@ def _read_overrides(raw: Any, steps: Container[str], problems: Problems) -> froz
         return frozenset()
     enabled: dict[str, bool] = {}
     for here, given in items_of(raw, path, problems):
-        fields = read_fields(given, here, _OVERRIDE_FIELDS, problems)
-        for name in _OVERRIDE_FIELDS.readers:
+        fields = read_fields(given, here, OVERRIDE_FIELDS, problems)
+        for name in OVERRIDE_FIELDS.readers:
             if given.get(name) is None:
                 problems.add(f"{here}.{name}", "is required")
         ref = fields.get("step_ref")

@@ -3,6 +3,9 @@
 A reader takes a decoded JSON value and answers the checked value, or `BAD` after it has reported
 why. `read_fields` reads one object by a table of readers: unknown fields, aliases and nulls are
 its business. Types are strict: a boolean is no number, text is no number, a fraction no integer.
+
+Each reader says in JSON Schema what it takes, as far as that can be said: the bounds of a field
+stand in one place, and who reads about them reads what is checked.
 """
 
 from __future__ import annotations
@@ -63,7 +66,29 @@ class Problems:
             self.refuse()
 
 
-Reader = Callable[[Any, str, Problems], Any]
+Schema = Mapping[str, Any]
+_Read = Callable[[Any, str, Problems], Any]
+
+WITHOUT_NUL: Final = r"^[^\x00]*$"
+"""The pattern of a text that any reader here takes."""
+
+
+class Reader:
+    """Checks one value; `schema` tells what it takes."""
+
+    __slots__ = ("_read", "schema")
+
+    def __init__(self, read: _Read, schema: Schema) -> None:
+        self._read = read
+        self.schema = schema
+
+    def __call__(self, value: Any, path: str, problems: Problems) -> Any:
+        return self._read(value, path, problems)
+
+
+def reader(**schema: Any) -> Callable[[_Read], Reader]:
+    """A decorator: the function as a reader of what `schema` says."""
+    return lambda read: Reader(read, schema)
 
 
 class FieldTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +115,8 @@ def read_fields(
     given: dict[str, tuple[str, Any]] = {}
     for key, value in raw.items():
         name = table.aliases.get(key, key)
-        reader = table.readers.get(name)
-        if reader is None:
+        read = table.readers.get(name)
+        if read is None:
             _report_unknown(key, path, table, problems)
         elif value is None:
             continue
@@ -101,7 +126,7 @@ def read_fields(
                 problems.add(at_key(path, key), f'differs from "{other}", which means the same')
         else:
             given[name] = (key, value)
-            checked = reader(value, at_key(path, key), problems)
+            checked = read(value, at_key(path, key), problems)
             if checked is not BAD:
                 found[name] = checked
     return found
@@ -153,7 +178,9 @@ def text(*, most: int, least: int = 1, pattern: re.Pattern[str] | None = None) -
             return str(value)
         return BAD
 
-    return read
+    allowed = WITHOUT_NUL if pattern is None else f"^{pattern.pattern}$"
+    schema = {"type": "string", "minLength": least, "maxLength": most, "pattern": allowed}
+    return Reader(read, schema)
 
 
 def seconds(*, least: float, most: float) -> Reader:
@@ -170,7 +197,7 @@ def seconds(*, least: float, most: float) -> Reader:
             return float(value)
         return BAD
 
-    return read
+    return Reader(read, {"type": "number", "minimum": least, "maximum": most})
 
 
 def integer(*, least: int, most: int) -> Reader:
@@ -185,9 +212,10 @@ def integer(*, least: int, most: int) -> Reader:
             return int(value)
         return BAD
 
-    return read
+    return Reader(read, {"type": "integer", "minimum": least, "maximum": most})
 
 
+@reader(type="boolean")
 def flag(value: Any, path: str, problems: Problems) -> Any:
     if isinstance(value, bool):
         return value
@@ -205,7 +233,7 @@ def choice(options: type[StrEnum]) -> Reader:
         problems.add(path, f"must be one of {', '.join(known)}, not {show(value)}")
         return BAD
 
-    return read
+    return Reader(read, {"type": "string", "enum": list(known)})
 
 
 def text_list(item: Reader, *, most: int) -> Reader:
@@ -227,7 +255,8 @@ def text_list(item: Reader, *, most: int) -> Reader:
                 found[checked] = None
         return tuple(found)
 
-    return read
+    bounds = {"maxItems": most, "uniqueItems": True}
+    return Reader(read, {"type": "array", "items": item.schema, **bounds})
 
 
 MAX_TAGS: Final = 20
@@ -235,6 +264,12 @@ _read_tag_key = text(most=64)
 _read_tag_value = text(most=256, least=0)
 
 
+@reader(
+    type="object",
+    maxProperties=MAX_TAGS,
+    propertyNames=_read_tag_key.schema,
+    additionalProperties=_read_tag_value.schema,
+)
 def tags(value: Any, path: str, problems: Problems) -> Any:
     """At most 20 tags, keys of 1–64 and values of at most 256 characters."""
     if not is_object(value):

@@ -25,6 +25,7 @@ from pilotage.runtime.validation_fields import (
     choice,
     integer,
     read_fields,
+    reader,
     seconds,
     text,
 )
@@ -75,6 +76,7 @@ class JobLike(Protocol):
 _read_url_text = text(most=MAX_URL_CHARS)
 
 
+@reader(**_read_url_text.schema, format="uri")
 def _endpoint_url(value: Any, path: str, problems: Problems) -> Any:
     if _read_url_text(value, path, problems) is BAD:
         return BAD
@@ -97,6 +99,7 @@ def _endpoint_url(value: Any, path: str, problems: Problems) -> Any:
 _choose_mode = choice(ExecutionMode)
 
 
+@reader(type="string", enum=[str(m) for m in ExecutionMode if m is not ExecutionMode.QUEUE])
 def _execution_mode(value: Any, path: str, problems: Problems) -> Any:
     mode = _choose_mode(value, path, problems)
     if mode is ExecutionMode.QUEUE:

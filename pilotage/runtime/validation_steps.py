@@ -22,10 +22,11 @@ from pilotage.runtime.jsonvalues import at_key, is_array, is_object, show, type_
 from pilotage.runtime.status import Backoff, OnFailure, StepType
 from pilotage.runtime.template_syntax import REF_PATTERN
 from pilotage.runtime.templates import Places, inspect_template
-from pilotage.runtime.transforms import check_transform
+from pilotage.runtime.transforms import MAX_EXPRESSION_CHARS, check_transform
 from pilotage.runtime.validation_cycles import find_cycles, show_cycle
 from pilotage.runtime.validation_fields import (
     BAD,
+    WITHOUT_NUL,
     FieldTable,
     Problems,
     Reader,
@@ -34,6 +35,7 @@ from pilotage.runtime.validation_fields import (
     is_given,
     items_of,
     read_fields,
+    reader,
     seconds,
     text,
     text_list,
@@ -71,6 +73,7 @@ class Resolver(Protocol):
 # --- fields of their own kind ---------------------------------------------------------------------
 
 
+@reader(type="object")
 def _payload(value: Any, path: str, problems: Problems) -> Any:
     if not is_object(value):
         problems.add(path, f"must be an object, not {type_name(value)}")
@@ -78,6 +81,7 @@ def _payload(value: Any, path: str, problems: Problems) -> Any:
     return value
 
 
+@reader(type="object")
 def _condition(value: Any, path: str, problems: Problems) -> Any:
     if not is_object(value):
         problems.add(path, f"a condition must be an object, not {type_name(value)}")
@@ -85,6 +89,7 @@ def _condition(value: Any, path: str, problems: Problems) -> Any:
     return value
 
 
+@reader(type="string", minLength=1, maxLength=MAX_EXPRESSION_CHARS, pattern=WITHOUT_NUL)
 def _transform(value: Any, path: str, problems: Problems) -> Any:
     if not isinstance(value, str):
         problems.add(path, f"must be a string, not {type_name(value)}")
@@ -97,6 +102,7 @@ def _transform(value: Any, path: str, problems: Problems) -> Any:
 _read_raw_event_key = text(most=_MAX_EVENT_KEY_TEMPLATE_CHARS)
 
 
+@reader(**_read_raw_event_key.schema)
 def _event_key(value: Any, path: str, problems: Problems) -> Any:
     checked = _read_raw_event_key(value, path, problems)
     if checked is not BAD and "{{" not in checked and len(checked) > MAX_EVENT_KEY_CHARS:

@@ -19,7 +19,8 @@ Json = dict[str, Any]
 KNOWN = frozenset(
     {"$ref", "anyOf", "type", "properties", "required", "additionalProperties", "items", "enum"}
     | {"description", "format", "minimum", "maximum", "maxLength", "minLength", "pattern"}
-    | {"minItems", "maxItems", "maxProperties", "propertyNames", "exclusiveMinimum", "default"}
+    | {"minItems", "maxItems", "uniqueItems", "maxProperties", "propertyNames", "default"}
+    | {"const", "not", "if", "then", "else"}  # of requests: held against the server elsewhere
 )
 WHEN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\Z")
 

@@ -216,7 +216,8 @@ def test_a_key_that_is_there_twice_is_found(value: dict[str, Any]) -> None:
 
 
 def test_fields_collect_every_problem() -> None:
-    fields = Fields({"a": 1, "b": "x", "c": [1], "d": "y", "e": True, "f": float("inf")})
+    given = {"a": 1, "b": "x", "c": [1], "d": "y", "e": True, "f": float("inf")}
+    fields = Fields(given, [])
     fields.text("a")
     fields.number("b", 0, 1)
     fields.texts("c", 1, 2)
@@ -224,8 +225,6 @@ def test_fields_collect_every_problem() -> None:
     fields.number("e", 0, 1)
     fields.number("f", 0, 1)
     fields.text("g", required=True)
-    with pytest.raises(InvalidError) as refused:
-        fields.check()
-    assert [p.partition(":")[0] for p in refused.value.details] == [
+    assert [p.partition(":")[0] for p in fields.problems] == [
         "a", "b", "c[0]", "d", "e", "f", "g",
     ]  # fmt: skip
