@@ -290,5 +290,6 @@ def _code(error: Exception, text: str) -> str | None:
 
 
 def _masked(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(//[^/:@]*:)[^/]*@", r"\1***@", url)
+    """The URL without its password, wherever that stands."""
+    masked = re.sub(r"(://[^:/?#@]*:).*@", r"\1***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", masked)
