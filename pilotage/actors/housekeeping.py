@@ -20,7 +20,7 @@ SWEEP_SECS = 5.0
 ROOM_SECS = 1.0
 WATCH_SECS, WATCH_TIMEOUT_SECS = 0.5, 5.0
 FIRST_PAUSE_SECS, MAX_PAUSE_SECS = 0.1, 5.0
-SILENT = "it does not answer"
+SILENT = f"the store did not answer within {WATCH_TIMEOUT_SECS:g} s"
 
 
 class Upkeep(NamedTuple):

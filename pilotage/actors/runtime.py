@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from pilotage.actors.admission import Admission, JobKey
 from pilotage.actors.callbacks import Callbacks
@@ -100,17 +101,23 @@ class Runtime:
     @property
     def ready(self) -> bool:
         """Whether work is taken: recovered, not stopping, the store answers, the fence is ours."""
-        return (
-            self._ready.is_set()
-            and not self._stopping
-            and not self.fenced.is_set()
-            and self.writer.healthy
-        )
+        return self.not_ready is None
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why no work is taken."""
+        if self._stopping:
+            return "the server is stopping"
+        if self.fenced.is_set():
+            return "another server has taken over"
+        if not self._ready.is_set():
+            return "the server is still recovering its runs"
+        return None if self.writer.healthy else f"the store is away: {self.writer.last_error}"
 
     @property
     def degraded(self) -> str | None:
-        """What is not taken on although it is ready, and why."""
-        return self.room.why if self.room.full else None
+        """What is not taken on, and why; None: everything is."""
+        return self.not_ready or (self.room.why if self.room.full else None)
 
     # --- start -----------------------------------------------------------------------------------
 
@@ -215,6 +222,7 @@ class Runtime:
             supervisor=self.supervisor,
             services=self.services,
             accepting=self._accepting,
+            max_active_runs=self.settings.max_active_runs,
         )
         self.services.directory = self.supervisor
         self.services.hub = self.hub
@@ -370,18 +378,12 @@ class Runtime:
         await self.executors.aclose(0)
 
     async def _accepting(self) -> None:
-        if not self._ready.is_set():
-            try:
-                async with asyncio.timeout(READY_WAIT_SECS):
-                    await self._ready.wait()
-            except TimeoutError:
-                raise UnavailableError("the server is still recovering its runs") from None
-        if self._stopping:
-            raise UnavailableError("the server is stopping", 5)
-        if self.fenced.is_set():
-            raise UnavailableError("another server has taken over", 5)
-        if not self.writer.healthy:
-            raise UnavailableError(f"the store is away: {self.writer.last_error}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READY_WAIT_SECS):
+                await self._ready.wait()
+        why = self.not_ready
+        if why is not None:
+            raise UnavailableError(why, 5 if self._stopping or self.fenced.is_set() else 1)
         self.room.refuse_if_full()
         if len(self.supervisor) >= self.settings.max_active_runs:
             raise too_many(len(self.supervisor), self.settings.max_active_runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from litestar import Controller, get
@@ -14,6 +15,8 @@ from pilotage.http.answers import ok
 from pilotage.http.auth import PUBLIC
 from pilotage.http.call import AnyRequest, api_of
 
+_ADDRESS = re.compile(r"(?<=cannot be reached): .*")
+"""Where the store is said to be is not for everybody."""
 OPEN: dict[str, Any] = {"scope": PUBLIC}
 
 
@@ -36,7 +39,7 @@ class HealthController(Controller):
             return ok({"status": "degraded", "reason": gateway.degraded})
         if gateway.ready:
             return ok({"status": "ready"})
-        raise UnavailableError("not ready: the store is away, runs are recovered, or it stops")
+        raise UnavailableError(f"not ready: {_ADDRESS.sub('', gateway.degraded or '')}")
 
     @get("/metrics", operation_id="get-metrics", opt=OPEN)
     async def metrics(self, request: AnyRequest) -> ASGIResponse:

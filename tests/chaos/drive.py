@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
@@ -23,6 +22,7 @@ from tests.chaos.machines import (
     EmbeddedStore,
     Fleet,
     OwnStore,
+    free_port,
     is_alive,
     rss_kb,
 )
@@ -226,7 +226,7 @@ async def _world(plan: Plan, ledger: Ledger) -> AsyncGenerator[World]:
         proxy: StoreProxy | None = None
         store: OwnStore | EmbeddedStore
         if plan.form == "own":
-            own = OwnStore(plan.folder / "store", _free_port())
+            own = OwnStore(plan.folder / "store", free_port())
             await own.start()
             stack.push_async_callback(own.kill)
             store = own
@@ -260,9 +260,3 @@ async def _end(fleet: Fleet, keeper: asyncio.Task[None]) -> None:
             server.signal(signal.SIGCONT)
             server.signal(signal.SIGKILL)
             await server.ended()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -203,18 +203,16 @@ class Faults:
             await self._a_while(STEPS_AWAY_SECS)
             await self._store.start()
         else:
-            pid = self._store.pid
-            if pid is None:
-                return
+            while (pid := self._store.pid) is None:
+                await asyncio.sleep(0.02)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if name is not None:
             self.counts[name] += 1
 
     async def pause_store(self) -> None:
-        pid = self._store.pid
-        if pid is None:
-            return
+        while (pid := self._store.pid) is None:
+            await asyncio.sleep(0.02)
         with self._paused(pid):
             self.counts["pause_store"] += 1
             await self._a_while(LONG_PAUSE_SECS)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,12 @@ LEASE_SECS = 2
 STOP_SECS = 60.0
 CHILDREN_SECS = 20.0
 """What processes that a killed server leaves behind get to notice it."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def is_alive(pid: int) -> bool:
