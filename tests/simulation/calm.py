@@ -129,6 +129,8 @@ def _not_armed(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
     run_id = run.head.id
     for effect in recovery_effects(run.state, world.servers.clock.now_ms()):
         if isinstance(effect, ScheduleTimer):
+            if effect.step is None and run.vitals.status is RunStatus.PENDING and world.plan.jumps:
+                continue  # its delay had ended already when the clock was set back
             key = (run_id, RUN_TIMER if effect.step is None else effect.step)
             due = runtime.timers.due_ms(key)
             if due is None or due > effect.due_ms:
@@ -183,13 +185,13 @@ def _unused_slots(world: World) -> Iterator[str]:
             if run.head.slotless:
                 yield f"run {run.head.id} needs no slot and does not start"
             queued[run.head.workflow_id] += 1
-    limits, ledger = world.limits, world.ledger
+    ledger = world.ledger
     for job, count in wanted.items():
-        limit, used = limits.jobs[job], ledger.attempts_of(job)
+        limit, used = world.slots_of("job", job), ledger.attempts_of(job)
         if not limit or used < limit:
             yield f"{count} steps want job {job}: {used} of {limit} slots are used"
     for workflow_id, count in queued.items():
-        limit, used = limits.runs[workflow_id], ledger.slots_in_use(workflow_id)
+        limit, used = world.slots_of("workflow", workflow_id), ledger.slots_in_use(workflow_id)
         if not limit or used < limit:
             yield f"{count} runs of {workflow_id} are queued: {used} of {limit} slots are used"
 

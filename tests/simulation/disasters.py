@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
+from pilotage.actors.kernel import ActorDeadError, LoopRef
+from pilotage.actors.run_actor import RunActor
+
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+class Planted:
+    """A message that no run can take: its handler raises."""
 
 
 async def disasters(world: World, rnd: Random) -> None:
@@ -18,6 +26,8 @@ async def disasters(world: World, rnd: Random) -> None:
         + [_freeze] * plan.freezes
         + [_stop] * plan.stops
         + [_outage] * plan.outages
+        + [_failure] * plan.failures
+        + [_jump] * plan.jumps
     )
     at = sorted((rnd.random() * plan.storm_secs, n) for n in range(len(kinds)))
     begin = world.loop.now
@@ -59,3 +69,27 @@ async def _outage(world: World, rnd: Random) -> None:
     await asyncio.sleep(rnd.random() * world.plan.outage_secs)
     world.network.away = False
     world.note("back")
+
+
+async def _failure(world: World, rnd: Random) -> None:
+    """The actor of a run fails; it is started again from what is stored."""
+    server = world.servers.current
+    if server is None or not server.up or not server.alive or server.frozen:
+        return
+    entries = server.runtime.supervisor._entries
+    refs = [entry.ref for entry in entries.values() if entry.ref is not None]
+    if refs:
+        ref = rnd.choice(refs)
+        world.note("failure", ref.actor_urn)
+        world.loop.call_soon(_tell, ref, context=server.context)
+
+
+def _tell(ref: LoopRef[RunActor]) -> None:
+    with suppress(ActorDeadError):
+        ref.tell(Planted())
+
+
+async def _jump(world: World, rnd: Random) -> None:
+    offset_ms = rnd.choice((-15_000, -2_000, 3_000, 20_000))
+    world.note("jump", offset_ms)
+    world.servers.clock.offset_ms += offset_ms

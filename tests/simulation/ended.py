@@ -9,6 +9,7 @@ from pilotage.persistence import codec
 from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.status import StepStatus
 from tests.simulation.calm import active_runs, history_of, nothing_stands_still
+from tests.simulation.heard import were_heard
 from tests.simulation.ledger import Shadow, ViolationError
 
 MEMORY_LOOKS = 15
@@ -30,7 +31,7 @@ async def all_is_over(world: World, clients: Clients) -> None:
     for run_id, history in histories.items():
         _store_agrees(world, run_id)
         _history_agrees(world.ledger.runs[run_id], history)
-    clients.were_heard(histories)
+    were_heard(world, clients, histories)
     for _ in range(MEMORY_LOOKS):
         if not left_in_memory(world):
             return
@@ -51,7 +52,9 @@ def _store_agrees(world: World, run_id: str) -> None:
     stored, run = world.store.runs[run_id], world.ledger.runs[run_id]
     if stored.seq != run.vitals.seq or codec.decode_vitals(stored.vitals) != run.vitals:
         raise ViolationError(f"run {run_id}: the store has another state than was written")
-    if stored.index.status is not run.vitals.status or stored.index.keep_until_ms is None:
+    if stored.index.status is not run.vitals.status or run.vitals.pinned != (
+        stored.index.keep_until_ms is None
+    ):
         raise ViolationError(f"run {run_id}: its index is {stored.index}")
     if stored.outbox or stored.steps or stored.blob is None:
         raise ViolationError(f"run {run_id} is over; outbox {list(stored.outbox)}")

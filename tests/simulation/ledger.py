@@ -7,7 +7,7 @@ true; where the product's own state is at hand the two are compared.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -58,24 +58,25 @@ _OUTPUT = msgspec.json.Decoder(Output)
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Slots: of workflows by id, of jobs by reference."""
+    """The most slots there have been: of workflows by id, of jobs by reference."""
 
     runs: dict[str, int]
     jobs: dict[str, int]
 
 
 class Ledger:
-    """`graphs`: version id -> graph, filled by whoever makes workflows."""
+    """`graph_of`: version id -> graph; `keep_ms`: how long finished runs are to be kept."""
 
-    def __init__(self, graphs: Mapping[str, StepGraph], limits: Limits) -> None:
-        self._graphs = graphs
+    def __init__(self, graph_of: Callable[[str], StepGraph], limits: Limits, keep_ms: int) -> None:
+        self._graph_of = graph_of
+        self._keep_ms = keep_ms
         self._limits = limits
         self.fence = 0
         self.runs: dict[str, Shadow] = {}
+        self.removed: dict[str, Shadow] = {}
         self.started: set[AttemptKey] = set()
         self.batched: set[tuple[str, int]] = set()
         """(run, sequence) of the writes that hold more than one transition."""
-        self.completed: dict[AttemptKey, bytes | None] = {}
         self._running_by_job: dict[str, set[StepKey]] = defaultdict(set)
         self._slots: dict[str, set[str]] = defaultdict(set)
 
@@ -101,14 +102,14 @@ class Ledger:
         if write.blob is not None:
             head, _, chunks = codec.decode_finished(write.blob)
             steps = [step for chunk in chunks for step in chunk]
-            return Shadow(head, self._graphs[head.version_id], vitals, steps)
+            return Shadow(head, self._graph_of(head.version_id), vitals, steps)
         if write.head is not None:
             head = codec.decode_head(write.head)
         elif before is not None:
             head = before.head
         else:
             raise ViolationError(f"run {write.run_id} is written without a head")
-        graph = self._graphs[head.version_id]
+        graph = self._graph_of(head.version_id)
         if before is not None:
             steps = list(before.steps)
         else:
@@ -150,15 +151,17 @@ class Ledger:
                 else:
                     running.discard((run_id, i))
                 if step.status is StepStatus.COMPLETED and before is not None:
-                    self._completed((run_id, i, step.attempt), spec.step_ref, step)
+                    _right_result((run_id, i, step.attempt), spec.step_ref, step)
 
-    def _completed(self, key: AttemptKey, ref: str, step: StepState) -> None:
-        self.completed[key] = step.output
-        if step.output is None or step.resolution is not None or b'"by"' not in step.output:
-            return
-        by = _OUTPUT.decode(step.output).by
-        if by is not None and by.rpartition("#")[0] != f"{key[0]}/{ref}/{key[2]}":
-            raise ViolationError(f"step {ref} at attempt {key[2]} has the result of {by}")
+    def deleted(self, run_id: str, now_ms: int) -> None:
+        """Only what is over, and was kept for its time, is removed."""
+        run = self.runs.pop(run_id)
+        self.removed[run_id] = run
+        if not run.vitals.status.is_terminal or run.vitals.pinned:
+            raise ViolationError(f"run {run_id} is {run.vitals.status} and is removed")
+        until = (run.vitals.finished_at_ms or 0) + self._keep_ms
+        if until > now_ms:
+            raise ViolationError(f"run {run_id} is removed {until - now_ms} ms too early")
 
     def limits_hold(self) -> None:
         """No more slots are in use than there are."""
@@ -181,6 +184,15 @@ class Ledger:
         """No effect before its write."""
         if key not in self.started:
             raise ViolationError(f"attempt {key} is dispatched and was never stored")
+
+
+def _right_result(key: AttemptKey, ref: str, step: StepState) -> None:
+    """A job's step has the result of its own attempt."""
+    if step.output is None or step.resolution is not None or b'"by"' not in step.output:
+        return
+    by = _OUTPUT.decode(step.output).by
+    if by is not None and by.rpartition("#")[0] != f"{key[0]}/{ref}/{key[2]}":
+        raise ViolationError(f"step {ref} at attempt {key[2]} has the result of {by}")
 
 
 def _steps_move_on(before: Shadow | None, after: Shadow) -> None:

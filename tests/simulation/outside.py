@@ -31,7 +31,7 @@ from pilotage.actors.kernel import Clock
 from pilotage.persistence.port import StoreUnavailableError
 from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.errors import PilotageError
-from tests.simulation.ledger import AttemptKey as Key, Ledger, Output, ViolationError
+from tests.simulation.ledger import Ledger, Output, ViolationError
 from tests.simulation.loop import PROCESS, Process, SimLoop
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -59,6 +59,10 @@ class Server(Protocol):
         """Whether the newest state that the store has acknowledged to the process demands it."""
         ...
 
+    def stored_result(self, key: AttemptKey) -> bytes | None:
+        """What the store has as the result of an attempt."""
+        ...
+
     def crash(self, process: Process, why: str) -> None: ...
 
     def watching(self) -> AbstractContextManager[None]:
@@ -82,7 +86,6 @@ class Jobs:
         self.habits = habits
         self.calm = False
         self.deliveries: Counter[AttemptKey] = Counter()
-        self.acknowledged: dict[Key, bytes] = {}
         self._rnd = rnd
         self._serial = 0
 
@@ -171,16 +174,10 @@ class Jobs:
 
     def _told(self, attempt: Attempt, output: bytes) -> None:
         """The server has said that it has the result: then it is stored."""
-        self.acknowledged[attempt.key] = output
-        stored = self.server.ledger.completed.get(attempt.key)
-        if stored is None or _number(stored) != _number(output):
-            raise ViolationError(
-                f"the result of {attempt.idempotency_key} is acknowledged; stored is {stored!r}"
-            )
-
-
-def _number(output: bytes) -> str | None:
-    return msgspec.json.decode(output, type=Output).by
+        by = msgspec.json.decode(output, type=Output).by
+        stored = self.server.stored_result(attempt.key)
+        if stored is None or msgspec.json.decode(stored, type=Output).by != by:
+            raise ViolationError(f"the result {by} is acknowledged; stored is {stored!r}")
 
 
 class SimExecutor:

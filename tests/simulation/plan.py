@@ -22,6 +22,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     freezes          SIGSTOP for longer than the lease; another server takes over meanwhile
     stops            orderly stops
     outages          the store is away for up to `outage_secs`
+    failures         the actor of a run raises
+    jumps            the wall clock is set forward or back
+    cron             a workflow is started every minute
+    retention_secs   how long finished runs are kept
+    start_ms         the wall clock at the beginning
     """
 
     workflows: int
@@ -37,6 +42,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stops: int
     outages: int
     outage_secs: float
+    failures: int
+    jumps: int
+    cron: bool
+    retention_secs: int
+    start_ms: int
     lease_secs: int = 3
 
 
@@ -83,4 +93,9 @@ def plan_of(seed: int) -> Plan:
         stops=rnd.choice((0, 0, 1)),
         outages=rnd.choice((0, 0, 1, 2)),
         outage_secs=rnd.choice((1.0, 4.0, 16.0)),
+        failures=rnd.choice((0, 0, 1, 3)),
+        jumps=rnd.choice((0, 0, 0, 0, 1, 2)),
+        cron=rnd.random() < 0.2,
+        retention_secs=rnd.choice((86_400, 86_400, 3)),
+        start_ms=1_700_000_000_000 + rnd.randrange(60_000),
     )

@@ -16,22 +16,23 @@ from pilotage.runtime.status import StepStatus
 from pilotage.settings import Settings
 from tests.simulation.ledger import AttemptKey, ViolationError
 from tests.simulation.loop import Process, SimLoop
+from tests.simulation.plan import Plan
 from tests.simulation.store import Network, SimStore, Watcher
 
 REQUEST_SECS = 20.0
 """A client waits so long for an answer."""
-START_MS = 1_700_000_000_000
 
 
 class WorldClock:
-    """Both clocks of a server; `offset_ms` is how wrong its wall clock is."""
+    """Both clocks of the machine; `offset_ms` is by how much the wall clock was set."""
 
-    def __init__(self, loop: SimLoop) -> None:
+    def __init__(self, loop: SimLoop, start_ms: int) -> None:
         self._loop = loop
+        self._start_ms = start_ms
         self.offset_ms = 0
 
     def now_ms(self) -> int:
-        return START_MS + int(self._loop.now * 1000 + 1e-6) + self.offset_ms
+        return self._start_ms + int(self._loop.now * 1000 + 1e-6) + self.offset_ms
 
     def monotonic(self) -> float:
         return self._loop.now
@@ -63,7 +64,7 @@ class Servers:
         network: Network,
         world: Watched,
         *,
-        lease_secs: int,
+        plan: Plan,
         rnd: Random,
     ) -> None:
         self._loop = loop
@@ -71,10 +72,19 @@ class Servers:
         self._network = network
         self._world = world
         self._rnd = rnd
-        self._settings = Settings(data_dir=Path("/nowhere"), lease_secs=lease_secs, grace_secs=1)
+        kept = plan.retention_secs
+        self._settings = Settings(
+            data_dir=Path("/nowhere"),
+            lease_secs=plan.lease_secs,
+            grace_secs=1,
+            retention_completed_secs=kept,
+            retention_failed_secs=kept,
+            retention_canceled_secs=kept,
+            retention_timed_out_secs=kept,
+        )
         self.all: list[Server] = []
         self.current: Server | None = None
-        self.clock = WorldClock(loop)
+        self.clock = WorldClock(loop, plan.start_ms)
 
     # --- lives ---------------------------------------------------------------------------------
 
@@ -155,6 +165,12 @@ class Servers:
             raise ViolationError(
                 f"attempt {key} is dispatched; its step is {step.status} at {step.attempt}"
             )
+
+    @property
+    def one_owner(self) -> bool:
+        """Whether the server that clients reach is the one that owns the store."""
+        server = self.current
+        return server is not None and server.up and server.runtime._fence == self._store.fence
 
     # --- requests --------------------------------------------------------------------------------
 

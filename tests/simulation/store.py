@@ -72,6 +72,8 @@ class Watcher(Protocol):
         self, process: Process, writes: Sequence[RunWrite], fence: int, verdicts: list[Verdict]
     ) -> None: ...
 
+    def deleted(self, run_ids: Sequence[str]) -> None: ...
+
     def note(self, *parts: object) -> None: ...
 
 
@@ -189,6 +191,15 @@ class SimStore(MemoryStore):
 
     async def commit(self, batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
         return await self._ask("commit", self._watched_commit(tuple(batch), fence))
+
+    async def delete_runs(self, run_ids: Sequence[str], fence: int) -> int:
+        return await self._ask("delete_runs", self._watched_delete(tuple(run_ids), fence))
+
+    async def _watched_delete(self, run_ids: Sequence[str], fence: int) -> int:
+        there = [run_id for run_id in run_ids if run_id in self.server.runs]
+        count = await super().delete_runs(run_ids, fence)
+        self._watcher.deleted([run_id for run_id in there if run_id not in self.server.runs])
+        return count
 
     async def _watched_commit(self, batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
         self._watcher.before_commit(self._process, batch, fence)

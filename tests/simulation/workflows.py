@@ -11,6 +11,7 @@ Json = dict[str, Any]
 
 EVENTS = ("paid", "shipped", "signed")
 APPROVER = "ops"
+LIMITED_JOBS = ("scarce", "single")
 _TYPES = ("job",) * 5 + ("approval", "wait_for_event", "sleep", "sub_workflow", "sub_workflow")
 
 
@@ -48,6 +49,8 @@ def random_workflow(rnd: Random, plan: Plan, number: int) -> Json:
         "max_parallel_steps": rnd.choice((0, 0, 1, 2, 3)),
         "max_concurrent_runs": rnd.choice((0, 0, 1, 2, 3)),
     }
+    if plan.cron and number == plan.workflows - 1:
+        made["cron"] = "* * * * *"
     if rnd.random() < 0.25:
         made["timeout_secs"] = rnd.choice((3, 10, 30))
     return made
