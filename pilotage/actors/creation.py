@@ -28,6 +28,7 @@ from pilotage.runtime.tracing import trace_of
 from pilotage.runtime.validation import ParsedTrigger
 
 DELETED_VERSION = "its workflow was deleted; create it again to run it"
+CHILDREN_FACTOR = 2
 SPREAD_BITS = 8
 """By how much ids of the same millisecond may differ: two servers hardly make the same."""
 
@@ -42,11 +43,13 @@ class Creation:
         supervisor: Supervisor,
         services: Services,
         accepting: Callable[[], Awaitable[None]],
+        max_active_runs: int,
     ) -> None:
         self._catalog = catalog
         self._supervisor = supervisor
         self._services = services
         self._accepting = accepting
+        self._most_with_children = CHILDREN_FACTOR * max_active_runs
         self._last_id = (0, 0)
 
     @property
@@ -154,6 +157,7 @@ class Creation:
         if self._supervisor.knows(effect.child_run_id):
             # made before a crash: it reports by itself
             return _expect_child(self._supervisor.published(effect.child_run_id), parent, effect)
+        self._refuse_bomb()
         try:
             workflow = await self._enabled(parent.head.project_id, effect.workflow)
         except (ConflictError, NotFoundError):
@@ -192,6 +196,17 @@ class Creation:
             # made before a crash, and over: what it had to report is in its outbox
             made = await self._supervisor.state(effect.child_run_id)
             _expect_child(made, parent, effect)
+
+    def _refuse_bomb(self) -> None:
+        """Children are taken on beyond the bound of triggers, so that parents come to their end;
+        but a workflow that multiplies by its children must come to one too.
+        """
+        active = len(self._supervisor)
+        if active >= self._most_with_children:
+            raise ConflictError(
+                f"{active} runs are active; at most {self._most_with_children} may be, children"
+                f" included ({CHILDREN_FACTOR} times PILOTAGE_MAX_ACTIVE_RUNS)"
+            )
 
     async def _enabled(self, project_id: str, name: str) -> Workflow:
         workflow = await self._catalog.workflow(project_id, name)

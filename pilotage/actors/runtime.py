@@ -222,6 +222,7 @@ class Runtime:
             supervisor=self.supervisor,
             services=self.services,
             accepting=self._accepting,
+            max_active_runs=self.settings.max_active_runs,
         )
         self.services.directory = self.supervisor
         self.services.hub = self.hub
