@@ -6,8 +6,10 @@ attempt. The output is new at each execution, so a step that ran again shows ano
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -40,6 +42,16 @@ async def mark_async(given: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 @app.job
 def mark_thread(given: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     return note(ctx)
+
+
+@app.job
+async def mark_slow(given: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Written down at once, done when the file `gate` of the payload is there."""
+    did = note(ctx)
+    gate = Path(given["gate"])
+    while not gate.exists():
+        await asyncio.sleep(0.01)
+    return did
 
 
 @app.job(process=True)

@@ -16,84 +16,16 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from tests.chaos.client import Client
 from tests.chaos.impostors import HTTP, LOADING, Impostor
-from tests.chaos.machines import ADMIN_KEY, OwnStore, ServerProcess, free_port
+from tests.chaos.world import WAIT_SECS, World, a_world
 from tests.support.waiting import wait_until
-
-WAIT_SECS = 60.0
-
-
-class World:
-    """A server, its store, and a way to ask both."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = OwnStore(folder / "store", free_port())
-        env = {
-            "PILOTAGE_ADMIN_KEY": ADMIN_KEY,
-            "PILOTAGE_LEASE_SECS": "2",
-            "CHAOS_LOG": str(folder / "executions"),
-        }
-        url = f"redis://127.0.0.1:{self.store.port}/0"
-        args = ["--port", "0", "--redis-url", url, "--app", "tests.chaos.app:app"]
-        self.server = ServerProcess("server", args, env, folder / "server.log")
-        self.problems: list[str] = []
-        self.client = Client(
-            lambda: self.server.url, key=ADMIN_KEY, project="p", problem=self.problems.append
-        )
-        self.admin: Any = Redis(port=self.store.port, decode_responses=True)
-
-    async def answers(self) -> bool:
-        try:
-            return bool(await self.admin.ping())
-        except (RedisError, OSError):
-            return False
-
-    async def start_store(self) -> None:
-        await self.store.start()
-        await wait_until(self.answers, "the store answers", within_secs=WAIT_SECS)
-
-    async def ready(self) -> tuple[bool, str]:
-        status, answer = await self.client.once("GET", "/health/ready")
-        return status == 200, str(answer)
-
-    async def is_ready(self) -> bool:
-        return (await self.ready())[0]
-
-    async def trigger(self) -> tuple[int, Any]:
-        return await self.client.once("POST", "/v1/workflows/flow/trigger")
-
-    async def approve(self, run_id: str) -> int:
-        path = f"/v1/workflow-runs/{run_id}/steps/go/approve"
-        return (await self.client.once("POST", path))[0]
-
-    async def run(self, run_id: str) -> dict[str, Any]:
-        run: dict[str, Any] = (await self.client.once("GET", f"/v1/workflow-runs/{run_id}"))[1]
-        return run
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
-    await world.start_store()
-    await world.server.spawn()
-    await wait_until(lambda: world.server.url != "", "it listens", within_secs=WAIT_SECS)
-    steps = [
-        {"step_ref": "go", "step_type": "approval"},
-        {"step_ref": "then", "job_id": "mark_inline", "depends_on": ["go"]},
-    ]
-    flow = {"project_id": "p", "name": "flow", "slug": "flow", "steps": steps}
-    assert (await world.client.once("POST", "/v1/workflows", flow))[0] == 201
-    yield world
-    if world.server.running:
-        world.server.signal(signal.SIGKILL)
-        await world.server.ended()
-    await world.client.close()
-    await world.admin.aclose()
-    await world.store.kill()
+    async with a_world(tmp_path) as made:
+        yield made
 
 
 # --- the states ----------------------------------------------------------------------------------
@@ -221,11 +153,7 @@ async def test_each_state_is_named_and_commands_are_refused_until_it_passes(worl
             assert await world.approve(run["id"]) == 503, name
         await wait_until(world.is_ready, f"{name}: ready again", within_secs=WAIT_SECS)
         assert await world.approve(run["id"]) == 204, name
-
-        async def completed(run_id: str = run["id"]) -> bool:
-            return bool((await world.run(run_id))["status"] == "completed")
-
-        await wait_until(completed, f"{name}: the run goes on", within_secs=WAIT_SECS)
+        await world.until_completed(run["id"], f"{name}: the run goes on")
     assert world.problems == [], "each 503 has Retry-After"
     assert world.server.running
     await world.admin.script_flush()
