@@ -62,7 +62,7 @@ from pilotage.runtime.errors import TemplateError
 from pilotage.runtime.graph import bits
 from pilotage.runtime.ids import job_run_id
 from pilotage.runtime.recovery import start_of_child
-from pilotage.runtime.state import RunState
+from pilotage.runtime.state import RunState, delay_ms
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 from pilotage.runtime.tracing import traceparent
 
@@ -131,17 +131,19 @@ class Outside:
             self._later(message_id, message)
 
     def hold_slots(self, state: RunState, *, others_go: bool) -> None:
-        """The slots that the state says are held; with `others_go` the run has no others."""
+        """The slots that the state says are held; with `others_go` the run has no others, but for
+        those that were passed on to it while it was away: what it asked for stands.
+        """
         admission, head = self._services.admission, state.head
         if state.status in (RunStatus.RUNNING, RunStatus.PAUSED) and not head.slotless:
             admission.hold_run_slot(head.workflow_id, head.id)
-        elif others_go:
+        elif others_go and not _is_queued(state, self._services.clock.now_ms()):
             admission.release_run(head.workflow_id, head.id)
         for i in limited_steps(state):
             job = (head.project_id, state.graph.steps[i].job_id or "")
             if state.masks.running >> i & 1:
                 admission.hold_job_slot(job, head.id, i)
-            elif others_go:
+            elif others_go and not state.masks.requested >> i & 1:
                 admission.release_step(job, head.id, i)
 
     # --- at once -----------------------------------------------------------------------------
@@ -381,6 +383,12 @@ class Outside:
             buffer_secs=0,
             now_ms=self._services.clock.now_ms(),
         )
+
+
+def _is_queued(state: RunState, now: int) -> bool:
+    """Whether it has a place in its workflow's queue, or the slot it waited for."""
+    waits = state.status is RunStatus.PENDING and not state.vitals.held
+    return waits and delay_ms(state.head, state.vitals, now) is None
 
 
 def limited_steps(state: RunState) -> list[int]:
