@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import pytest
+
 from pilotage.actors.errors import ConflictError
 from pilotage.actors.principal import ADMIN
 from tests.integration.actors.rig import Rig, gate, noop
@@ -217,3 +219,33 @@ async def test_a_storm_of_commands_on_limited_runs_ends_with_every_slot_free(wor
     admission = world.runtime.admission
     assert not any(p.holders or p.queue for p in admission._runs.values()), seed
     assert not any(p.holders or p.queue for p in admission._jobs.values()), seed
+
+
+async def test_a_slot_passed_on_to_a_run_or_step_that_is_being_restarted_stays_its_own(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = await world.workflow("w", [gate("a", job="gate1")], max_concurrent_runs=2)
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(4)]
+    await world.began_all("0.a")
+    await world.until_step(runs[1], "a", "pending", "job_limit")
+    supervisor, go = world.runtime.supervisor, asyncio.Event()
+    restart = supervisor._restart
+
+    async def late(*args: Any) -> None:
+        await go.wait()
+        await restart(*args)
+
+    monkeypatch.setattr(supervisor, "_restart", late)
+    for run in runs[1:3]:  # one waits for a slot of the job, one for a slot of the workflow
+        entry = supervisor._entries[run]
+        assert entry.ref is not None
+        entry.ref.tell("nothing that a run is told")
+    world.let("0.a")
+    admission = world.runtime.admission
+    await wait_until(lambda: admission.holds_run_slot(flow.id, runs[2]), "the slot is passed on")
+    go.set()
+    world.let("1.a", "2.a", "3.a")
+    for run in runs:
+        await world.until(run, "completed")
+    assert world.ran == ["0.a", "1.a", "2.a", "3.a"]
+    assert world.most["gate1"] == 1
