@@ -5,7 +5,7 @@ are answered. An answer that does not come within the client's patience is a fai
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ MEBI = 1 << 20
 
 
 @contextmanager
-def bystander(server: ServerProcess) -> Iterator[None]:
+def bystander(server: ServerProcess) -> Generator[None]:
     """Somebody else who uses the server all the time, and is answered all the time."""
     api = Api(server)
     run = api.start(approval("a"))
