@@ -407,6 +407,7 @@ class Supervisor:
                     self._forget(run_id, entry)
                 else:
                     self._spawn_loaded(run_id, entry, loaded)
+                    self._release_if_done(run_id, entry)
                 return
 
     def quarantine_unreadable(self, run_id: str, error: BaseException) -> None:

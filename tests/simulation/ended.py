@@ -132,5 +132,5 @@ def left_in_memory(world: World) -> list[str]:
         "tasks of the runtime": len(runtime._tasks),
     }
     return [f"{count} {what}" for what, count in left.items() if count] + [
-        f"attempt {key}" for key in sorted(attempts)
+        f"{what}" for what in [*sorted(attempts), *runtime.supervisor._entries]
     ]
