@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulation.world import play
 
-SEEDS = 400
+SEEDS = 800
 GROUP = 50
 
 
