@@ -111,7 +111,8 @@ def _orphaned(world: World, run: Shadow) -> Iterator[str]:
     head = run.head
     if head.parent_run_id is None or head.parent_step is None:
         return
-    parent = world.ledger.runs[head.parent_run_id]
+    ledger = world.ledger
+    parent = ledger.runs.get(head.parent_run_id) or ledger.removed[head.parent_run_id]
     step = parent.steps[head.parent_step]
     if step.status is StepStatus.RUNNING and step.child_run_id == head.id:
         return

@@ -115,6 +115,7 @@ class Clients:
         """Send until the answer is known or patience ends; True: acknowledged."""
         world, about = self._world, (sent.actor, sent.verb, sent.run_id)
         for _ in range(tries):
+            sent.floor = self._seen.get(sent.run_id, 0)
             try:
                 sent.told = await world.request(lambda gateway: _once(gateway, sent, work))
             except (UnavailableError, StoreUnavailableError) as error:
@@ -141,7 +142,7 @@ class Clients:
             seq, stored = told.vitals.seq, ledger.runs[told.id].vitals.seq
             if stored < seq:
                 raise ViolationError(f"{sent.verb} of {told.id} is acknowledged and not stored")
-            if seq < self._seen.get(told.id, 0) and self._world.servers.one_owner:
+            if seq < sent.floor and self._world.servers.one_owner:
                 raise ViolationError(f"{sent.verb} of {told.id} shows what was true before")
             self._seen[told.id] = max(seq, self._seen.get(told.id, 0))
         if sent.verb == "replay_subtree" and not (sent.dry or self._world.plan.jumps or sent.key):

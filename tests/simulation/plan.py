@@ -89,7 +89,7 @@ def plan_of(seed: int) -> Plan:
             crash_at_dispatch=perhaps(0.2, 0.03),
         ),
         crashes=rnd.choice((0, 0, 1, 2)),
-        freezes=rnd.choice((0, 0, 0, 1)),
+        freezes=rnd.choice((0, 0, 1)),
         stops=rnd.choice((0, 0, 1)),
         outages=rnd.choice((0, 0, 1, 2)),
         outage_secs=rnd.choice((1.0, 4.0, 16.0)),

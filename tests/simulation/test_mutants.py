@@ -8,7 +8,7 @@ from tests.simulation.mutants import MUTANTS, planted
 from tests.simulation.world import play
 
 LONGEST_SEARCH = 1_000
-SHORT_SEARCH = 40
+SHORT_SEARCH = 300
 PLAIN = ("effect_before_write", "missing_fence_check", "counter_not_derived", "lost_timer")
 
 

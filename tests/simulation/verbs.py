@@ -29,6 +29,7 @@ class Sent(msgspec.Struct):
 
     unsure  at least one try ended without an answer
     key     its Idempotency-Key
+    floor   the sequence of the run that was known when it was sent
     """
 
     actor: str
@@ -41,6 +42,7 @@ class Sent(msgspec.Struct):
     key: str = ""
     dry: bool = False
     at_ms: int = 0
+    floor: int = 0
 
 
 def who(name: str) -> Principal:
