@@ -91,6 +91,12 @@ bench: setup  ## measure: make bench SCENARIO=name SIZE=smoke|full MINUTES=n (of
 	@$(BIN)/python -m benchmarks --size $(SIZE) $(if $(SCENARIO),--scenario $(SCENARIO)) \
 		$(if $(MINUTES),--minutes $(MINUTES))
 
+.PHONY: audit
+audit: setup  ## ask which locked packages have known weaknesses (needs the network; not in CI)
+	@test -x .venv/audit/bin/pip-audit || { "$(PYTHON)" -m venv .venv/audit && \
+		.venv/audit/bin/pip install -qq --disable-pip-version-check 'pip-audit>=2.10,<3'; }
+	@$(BIN)/python -m tests.audit .venv/audit/bin/pip-audit
+
 .PHONY: lock
 lock:  ## newest allowed versions into requirements.lock (needs uv)
 	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
