@@ -37,25 +37,35 @@ MAX_IN_FLIGHT = 10_000
 Resolve = Callable[[str, str], Awaitable[JobSpec | PythonJob]]
 """(project id, job reference) -> the job; raises `NotFoundError` or `UnavailableError`."""
 
+CLOCK_SET_MS = 1_000
+"""A difference between the two clocks that no adjustment of their pace makes within an attempt."""
 _OVER = (Completed, Failed, Accepted)
 
 
 class _Entry:
     """An attempt in progress, from its start to its last report. Its executor reports here.
 
-    `begun_ms`: when it was begun, if it had been held back before.
+    Its time is measured by the clock that never jumps; `since` and `since_ms` say when it began by
+    either clock. `late`: it had been held back before.
     """
 
-    __slots__ = ("attempt", "begun_ms", "executor", "key", "lookup", "owner", "report")
+    __slots__ = (
+        "attempt", "executor", "key", "late", "lookup", "owner", "report", "since", "since_ms",
+    )  # fmt: skip
 
     def __init__(self, owner: Executors, attempt: Attempt, report: Reporter) -> None:
         self.owner = owner
         self.attempt = attempt
         self.key: AttemptKey = attempt.key
         self.report = report
-        self.begun_ms: int | None = None
+        self.late = False
+        self.begin()
         self.executor: ModeExecutor[Any] | None = None
         self.lookup: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Its time begins now."""
+        self.since, self.since_ms = self.owner.clock.monotonic(), self.owner.clock.now_ms()
 
     def deliver(self, report: ModeReport) -> None:
         if isinstance(report, Begun):
@@ -69,10 +79,13 @@ class _Entry:
 
     @property
     def times_out_ms(self) -> int | None:
-        """When its time is up, if it was begun late."""
-        if self.begun_ms is None:
+        """When its time is up, if it was begun late or the wall clock has been set since."""
+        clock = self.owner.clock
+        passed_ms = round((clock.monotonic() - self.since) * 1000)
+        set_by_ms = clock.now_ms() - self.since_ms - passed_ms
+        if not self.late and abs(set_by_ms) < CLOCK_SET_MS:
             return None
-        return self.begun_ms + round(self.attempt.timeout_secs * 1000)
+        return self.since_ms + set_by_ms + round(self.attempt.timeout_secs * 1000)
 
 
 class Executors:
@@ -96,7 +109,7 @@ class Executors:
         self._python = python
         self._others = dict(others)
         self._max_in_flight = max_in_flight
-        self._clock: Clock = clock or SystemClock()
+        self.clock: Clock = clock or SystemClock()
         self._loop = asyncio.get_running_loop()
         self._entries: dict[AttemptKey, _Entry] = {}
         self._waiting: OrderedDict[AttemptKey, _Entry] = OrderedDict()
@@ -182,7 +195,7 @@ class Executors:
 
     def times_out_ms(self, run_id: str, step: int, attempt: int) -> int | None:
         """When the time of an attempt that is or was held back is up: at the earliest, as long as
-        it is held back. None for one that was begun as soon as it was started.
+        it is held back. Also of one in whose time the wall clock was set. None for all others.
         """
         key = (run_id, step, attempt)
         entry = self._entries.get(key) or self._waiting.get(key)
@@ -226,7 +239,8 @@ class Executors:
 
     def begun(self, entry: _Entry) -> None:
         """It has been held back until now. Called by entries."""
-        entry.begun_ms = self._clock.now_ms()
+        entry.late = True
+        entry.begin()
 
     def _begin(self, entry: _Entry) -> None:
         self._entries[entry.key] = entry

@@ -1,0 +1,192 @@
+"""The wall clock is set forward or back by hours: nothing is lost, nothing happens twice.
+
+What a run waits for is a time of day, stored with it, so that it survives a restart. Set forward,
+whatever has become due happens, once; set back, it waits for its time. What measures how long this
+process has waited (an attempt, the lease, pauses, breakers) does not look at the wall clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pilotage.actors.executors.job_context import Retry
+from pilotage.actors.idempotency import Idempotency
+from pilotage.actors.kernel import timers
+from pilotage.actors.principal import ADMIN
+from pilotage.actors.runtime import Runtime
+from pilotage.runtime.validation import ParsedTrigger
+from tests.integration.actors.rig import PROJECT, BreakableStore, Rig, gate, noop
+from tests.support.clock import FakeClock
+from tests.support.waiting import wait_until
+
+HOUR_MS = 3_600_000
+
+
+class ClockRig(Rig):
+    """The rig with a wall clock that only the test moves."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(url, folder)
+        self.clock = FakeClock()
+        self.tries: Counter[str] = Counter()
+
+        def again(_: object) -> str:
+            self.tries["again"] += 1
+            if self.tries["again"] == 1:
+                raise Retry(after=1800)
+            return "second"
+
+        self.registry.register(again, name="again", inline=True)
+
+    async def start(self) -> None:
+        self.store = BreakableStore(self.url)
+        self.runtime = Runtime(
+            settings=self.settings, registry=self.registry, store=self.store, clock=self.clock
+        )
+        await self.runtime.start()
+
+    async def history_types(self, run: str) -> Counter[str]:
+        items = await self.gateway.history(run, ADMIN, 0, 1000)
+        return Counter(item.split(b'"type":"')[1].split(b'"')[0].decode() for item in items)
+
+
+@pytest.fixture
+async def world(
+    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ClockRig]:
+    monkeypatch.setattr(timers, "RECHECK_SECS", 0.01)
+    made = ClockRig(valkey_url, tmp_path)
+    await made.start()
+    yield made
+    made.let(*made.gates)
+    await made.stop()
+
+
+def sleep_of(secs: int) -> dict[str, object]:
+    return {"step_ref": "s", "step_type": "sleep", "sleep_duration_secs": secs}
+
+
+async def waiting_runs(world: ClockRig) -> dict[str, str]:
+    """One run for each thing that a run can wait for; each is due within the hour."""
+    flows = {
+        "sleep": [sleep_of(1800)],
+        "approval": [{"step_ref": "s", "step_type": "approval", "approval_timeout_secs": 1800}],
+        "event": [
+            {
+                "step_ref": "s",
+                "step_type": "wait_for_event",
+                "event_key": "k",
+                "event_timeout_secs": 1800,
+            }
+        ],
+        "retry": [noop("s", job_id="again", retry_max_delay_secs=3600)],
+    }
+    runs: dict[str, str] = {}
+    for name, steps in flows.items():
+        runs[name] = await world.trigger(await world.workflow(name, [*steps, noop("t", "s")]))
+    expiring = await world.workflow(
+        "deadline", [gate("s", timeout_secs_override=7200)], timeout_secs=1800
+    )
+    runs["deadline"] = await world.trigger(expiring)
+    delayed = await world.workflow("delayed", [noop("s")])
+    view = await world.gateway.trigger(delayed, ParsedTrigger(delay_secs=1800), actor="test")
+    runs["delayed"] = view.id
+    await world.until_step(runs["retry"], "s", "waiting", "retry")
+    await world.began_all("s")
+    return runs
+
+
+ENDS = {
+    "sleep": "completed",
+    "approval": "failed",
+    "event": "failed",
+    "retry": "completed",
+    "deadline": "timed_out",
+    "delayed": "completed",
+}
+
+
+async def ended_once(world: ClockRig, runs: dict[str, str]) -> None:
+    for name, run in runs.items():
+        await world.until(run, ENDS[name])
+        types = await world.history_types(run)
+        assert types["run_ended"] == 1, name
+        assert types["step_retry_scheduled"] == (name == "retry")
+    assert world.tries["again"] == 2
+    await wait_until(lambda: len(world.runtime.timers) == 0, "no timer is left over")
+
+
+async def test_set_forward_what_has_become_due_happens_once(world: ClockRig) -> None:
+    runs = await waiting_runs(world)
+    world.clock.jump_ms(5 * HOUR_MS)
+    await ended_once(world, runs)
+
+
+async def test_set_back_everything_waits_for_its_time_and_is_not_lost(world: ClockRig) -> None:
+    runs = await waiting_runs(world)
+    before = {name: await world.history_types(run) for name, run in runs.items()}
+    world.clock.jump_ms(-5 * HOUR_MS)
+    flow = await world.workflow("meanwhile", [noop("a"), noop("b", "a")])
+    await world.until(await world.trigger(flow), "completed")  # others go on
+    assert {name: await world.history_types(run) for name, run in runs.items()} == before
+    assert world.runtime.ready
+    world.clock.jump_ms(5 * HOUR_MS)
+    world.clock.advance_ms(HOUR_MS)
+    await ended_once(world, runs)
+
+
+async def test_a_clock_that_was_set_while_the_server_was_down_loses_nothing(
+    world: ClockRig,
+) -> None:
+    runs = await waiting_runs(world)
+    await world.crash()
+    world.clock.jump_ms(-5 * HOUR_MS)
+    await world.start()
+    before = {name: await world.status(run) for name, run in runs.items()}
+    assert set(before.values()) == {"running", "pending"}
+    await world.crash()
+    world.clock.jump_ms(11 * HOUR_MS)
+    await world.start()
+    await ended_once(world, runs)
+
+
+async def test_an_attempt_in_progress_keeps_its_seconds_when_the_clock_is_set_forward(
+    world: ClockRig,
+) -> None:
+    flow = await world.workflow("w", [gate("a", timeout_secs_override=60, retry_max_attempts=1)])
+    run = await world.trigger(flow)
+    await world.began_all("a")
+    world.clock.advance_ms(30_000)
+    world.clock.jump_ms(5 * HOUR_MS)
+    other = await world.trigger(await world.workflow("other", [sleep_of(29)]))
+    world.clock.advance_ms(29_000)
+    await world.until(other, "completed")
+    assert await world.status(run) == "running"
+    world.clock.advance_ms(2_000)
+    failed = await world.until(run, "failed")
+    assert "timed out after 60 s" in (failed.vitals.error or "")
+
+
+async def test_an_idempotency_key_is_remembered_whatever_the_clock_says(world: ClockRig) -> None:
+    flow = await world.workflow("w", [noop("a")])
+    key = Idempotency(key="POST x", request_hash="h", project_id=PROJECT)
+    await world.gateway.trigger(flow, ParsedTrigger(), actor="test", idempotency=key)
+    for hours in (30, -60):
+        world.clock.jump_ms(hours * HOUR_MS)
+        assert await world.store.idempotency(PROJECT, key.key) is not None
+
+
+async def test_queued_runs_all_get_their_turn_when_the_clock_is_set_back(world: ClockRig) -> None:
+    flow = await world.workflow("w", [gate("a")], max_concurrent_runs=1)
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    world.clock.jump_ms(-5 * HOUR_MS)
+    runs += [await world.trigger(flow, k=f"{n}.") for n in range(3, 6)]
+    assert runs == sorted(runs), "ids go on rising"
+    world.let(*(f"{n}.a" for n in range(6)))
+    for run in runs:
+        await world.until(run, "completed")
+    assert sorted(world.ran) == [f"{n}.a" for n in range(6)]
