@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pilotage.actors.errors import ApplicationError, UnavailableError
 from pilotage.actors.gateway import Gateway
 from pilotage.actors.idempotency import Idempotency, recall
+from pilotage.actors.principal import ADMIN
 from pilotage.persistence.port import StoreUnavailableError
 from pilotage.runtime.state import RunState
 from pilotage.runtime.status import RunStatus, WaitingFor
@@ -173,6 +174,15 @@ class Clients:
 
         self.schedule_ended_ms = self._world.servers.clock.now_ms()
         await self._help(work)
+
+    async def mend(self) -> None:
+        """Quarantined runs are released or discarded."""
+        server = self._world.servers.current
+        assert server is not None
+        for run_id in list(server.runtime.supervisor.quarantined):
+            verb = self._rnd.choice(("release_quarantined", "discard_quarantined"))
+            self._world.note(verb, run_id)
+            await self._help(lambda g, r=run_id, v=verb: getattr(g, v)(r, ADMIN))
 
     async def _help_on(self, run: Shadow) -> None:
         world, rnd = self._world, self._rnd

@@ -28,6 +28,9 @@ async def disasters(world: World, rnd: Random) -> None:
         + [_outage] * plan.outages
         + [_failure] * plan.failures
         + [_jump] * plan.jumps
+        + [_partition] * plan.partitions
+        + [_rival] * plan.rivals
+        + [_poison] * plan.poisons
     )
     at = sorted((rnd.random() * plan.storm_secs, n) for n in range(len(kinds)))
     begin = world.loop.now
@@ -93,3 +96,38 @@ async def _jump(world: World, rnd: Random) -> None:
     offset_ms = rnd.choice((-15_000, -2_000, 3_000, 20_000))
     world.note("jump", offset_ms)
     world.servers.clock.offset_ms += offset_ms
+
+
+async def _partition(world: World, rnd: Random) -> None:
+    """The owner does not reach the store; another one does and takes over."""
+    server = world.servers.current
+    if server is None or not server.alive or not server.up:
+        return
+    world.note("cut", server.name)
+    world.network.cut.add(server.name)
+    world.servers.current = None
+    await asyncio.sleep(rnd.random() * 3 * world.plan.lease_secs)
+    world.note("joined", server.name)
+    world.network.cut.discard(server.name)
+
+
+async def _rival(world: World, rnd: Random) -> None:
+    """Somebody starts a second server on the same store."""
+    del rnd
+    world.servers.start(rival=True)
+
+
+async def _poison(world: World, rnd: Random) -> None:
+    """A run whose actor fails again and again, until it is quarantined."""
+    runs = list(world.ledger.runs)
+    if not runs:
+        return
+    run_id = rnd.choice(runs)
+    for _ in range(8):
+        server = world.servers.current
+        if server is not None and server.up and server.alive and not server.frozen:
+            entry = server.runtime.supervisor._entries.get(run_id)
+            if entry is not None and entry.ref is not None:
+                world.note("poison", run_id)
+                world.loop.call_soon(_tell, entry.ref, context=server.context)
+        await asyncio.sleep(0.2 + rnd.random() * 0.3)

@@ -24,6 +24,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     outages          the store is away for up to `outage_secs`
     failures         the actor of a run raises
     jumps            the wall clock is set forward or back
+    partitions       the owner does not reach the store, others do
+    rivals           a second server is started
+    poisons          the actor of one run raises until the run is quarantined
     cron             a workflow is started every minute
     retention_secs   how long finished runs are kept
     start_ms         the wall clock at the beginning
@@ -44,6 +47,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     outage_secs: float
     failures: int
     jumps: int
+    partitions: int
+    rivals: int
+    poisons: int
     cron: bool
     retention_secs: int
     start_ms: int
@@ -95,6 +101,9 @@ def plan_of(seed: int) -> Plan:
         outage_secs=rnd.choice((1.0, 4.0, 16.0)),
         failures=rnd.choice((0, 0, 1, 3)),
         jumps=rnd.choice((0, 0, 0, 0, 1, 2)),
+        partitions=rnd.choice((0, 0, 0, 1)),
+        rivals=rnd.choice((0, 0, 0, 1)),
+        poisons=rnd.choice((0, 0, 0, 0, 1)),
         cron=rnd.random() < 0.2,
         retention_secs=rnd.choice((86_400, 86_400, 3)),
         start_ms=1_700_000_000_000 + rnd.randrange(60_000),

@@ -93,16 +93,22 @@ class Servers:
         while True:
             await asyncio.sleep(0.05 + self._rnd.random() * 0.3)
             if self.current is None or not self.current.alive:
-                serving = [s for s in self.all if s.up and s.alive and not s.frozen]
+                serving = [s for s in self.all if self._serves(s)]
                 if serving:  # it was frozen for less than its lease and goes on
                     self.current = serving[-1]
                 else:
-                    self._start()
+                    self.start()
 
-    def _start(self) -> None:
+    def _serves(self, server: Server) -> bool:
+        reached = server.up and server.alive and not server.frozen
+        return reached and self._network.reaches(server)
+
+    def start(self, *, rival: bool = False) -> None:
+        """A rival is not the one that clients reach, as long as that one is there."""
         server = Server(self._loop, f"p{len(self.all)}")
         self.all.append(server)
-        self.current = server
+        if not rival:
+            self.current = server
         self._world.note("start", server.name)
         server.begin(self._life(server))
 

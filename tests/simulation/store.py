@@ -78,17 +78,23 @@ class Watcher(Protocol):
 
 
 class Network:
-    """Between all processes and the store. `away`: nothing gets through."""
+    """Between all processes and the store. `away`: nothing gets through; `cut`: names of processes
+    from which nothing gets through.
+    """
 
     def __init__(self, loop: SimLoop, rnd: Random, rates: FaultRates) -> None:
         self.loop = loop
         self.rates = rates
         self.away = False
+        self.cut: set[str] = set()
         self.stormy = False
         self._rnd = rnd
 
-    def fate(self, name: str) -> Fate:
-        if self.away:
+    def reaches(self, process: Process) -> bool:
+        return not self.away and process.name not in self.cut
+
+    def fate(self, process: Process, name: str) -> Fate:
+        if not self.reaches(process):
             return Fate.REFUSED if self._rnd.random() < 0.7 else Fate.LOST
         if not self.stormy:
             return Fate.GOOD
@@ -131,7 +137,7 @@ class SimStore(MemoryStore):
         if not process.alive:  # it is dead and does not know it: nothing leaves it any more
             request.close()
             await loop.create_future()
-        fate = network.fate(name)
+        fate = network.fate(process, name)
         answer: asyncio.Future[T] = loop.create_future()
         if fate is not Fate.GOOD:
             self._watcher.note("fate", process.name, name, fate.value)
@@ -180,7 +186,7 @@ class SimStore(MemoryStore):
     # --- everything that travels -----------------------------------------------------------------
 
     async def ping(self) -> None:
-        if self._network.away or not self._process.alive:
+        if not (self._network.reaches(self._process) and self._process.alive):
             raise StoreUnavailableError("away")
 
     async def acquire(self, owner: str, lease_secs: float) -> int:

@@ -199,10 +199,12 @@ class World:
         clients.begin(self.plan)
         await trouble
         self.network.stormy = self.network.away = False
+        self.network.cut.clear()
         self.jobs.calm = True
         self.note("calm")
         await self._settled()
         await clients.done()
+        await clients.mend()
         await asyncio.sleep(QUIET_SECS)
         await calm.nothing_stands_still(self)
         await clients.finish()
