@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -27,6 +28,9 @@ from pilotage.cli.session import Session, operator
 from pilotage.runtime.errors import PilotageError
 from pilotage.runtime.jsonvalues import is_array, is_object
 from pilotage.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from pilotage.persistence.store_report import StoreReport
 
 LOW_DISK_BYTES = 1 << 30
 MAX_SKEW_SECS = 5.0
@@ -103,13 +107,18 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_owner(folder: Path) -> Iterator[Finding]:
-    lock = folder / "owner.lock"
+    owner = _owner(folder)
+    if owner is not None:
+        yield ok("owner", f"process {owner} owns the data directory")
+
+
+def _owner(folder: Path) -> int | None:
+    """The process that serves from this data directory."""
     try:
-        holder = lock.read_text(encoding="utf-8").strip()
+        holder = (folder / "owner.lock").read_text(encoding="utf-8").strip()
     except OSError:
-        return
-    if holder.isdigit() and _is_alive(int(holder)):
-        yield ok("owner", f"process {holder} owns the data directory")
+        return None
+    return int(holder) if holder.isdigit() and _is_alive(int(holder)) else None
 
 
 def _is_alive(pid: int) -> bool:
@@ -138,29 +147,50 @@ def check_embedded(settings: Settings) -> Iterator[Finding]:
         yield ok("embedded store", shown.strip().partition(" sha=")[0] or str(binary))
 
 
-def check_store(settings: Settings) -> Iterator[Finding]:
-    """Connect to the Redis or Valkey of the settings as a server would."""
+def check_store(settings: Settings, url: str | None = None) -> Iterator[Finding]:
+    """The Redis or Valkey of the settings, or at `url`: whether runs can be kept in it."""
     import asyncio
 
-    from pilotage.persistence.redis_store import RedisStore
+    from pilotage.persistence.store_report import look_at
     from pilotage.settings import mask_url
 
-    url = settings.redis_url or ""
-
-    async def look() -> None:
-        store = RedisStore(url, namespace=settings.namespace)
-        try:
-            async with asyncio.timeout(10):
-                await store.open()
-        finally:
-            await store.close()
-
+    url = url or settings.redis_url or ""
+    shown = mask_url(url)
     try:
-        asyncio.run(look())
-    except (PilotageError, TimeoutError, OSError) as error:
-        yield bad("store", f"{mask_url(url)}: {str(error) or 'no answer within 10 s'}")
+        report = asyncio.run(look_at(url, settings.namespace))
+    except PilotageError as error:
+        yield bad("store", f"{shown}: {error}")
+        return
+    said = f"{shown}, {report.version}"
+    if report.problems:
+        yield from (bad("store", f"{said}: {problem}") for problem in report.problems)
     else:
-        yield ok("store", f"{mask_url(url)} answers and is suitable")
+        yield ok("store", f"{said} takes writes, {report.memory}")
+    yield from (warning("store", f"{said}: {risk}") for risk in report.risks)
+    if abs(report.skew_secs) > MAX_SKEW_SECS:
+        way = "ahead of" if report.skew_secs > 0 else "behind"
+        skew = abs(report.skew_secs)
+        yield warning("store clock", f"{skew:.0f} s {way} this machine's; set both by NTP")
+    else:
+        yield ok("store clock", "agrees with this machine's")
+    yield _fence(report)
+
+
+def _fence(report: StoreReport) -> Finding:
+    if not report.fence:
+        return ok("fence", "0: no server has used this store and namespace yet")
+    if report.holder is None:
+        return ok("fence", f"{report.fence}, held by nobody: the next server takes it at once")
+    left = f"{report.lease_left_secs:.0f} s of its lease left"
+    return ok("fence", f"{report.fence}, held by {report.holder}, {left}")
+
+
+def check_running_embedded(settings: Settings) -> Iterator[Finding]:
+    """The embedded store of a server that runs."""
+    from pilotage.persistence.embedded import EmbeddedServer
+
+    if _owner(settings.data_dir) is not None:
+        yield from check_store(settings, EmbeddedServer(settings.data_dir).url)
 
 
 # --- the server --------------------------------------------------------------------------------
@@ -214,7 +244,7 @@ def _check_ready(client: Client) -> Iterator[Finding]:
     else:
         document = answer.data if is_object(answer.data) else {}
         if document.get("status") == "degraded":
-            yield bad("ready", f"degraded: {document.get('reason')}")
+            yield warning("ready", f"degraded: {document.get('reason')}")
         else:
             yield ok("ready", "the store takes writes, the fence is held, runs are recovered")
 
@@ -270,7 +300,11 @@ def findings(session: Session) -> Iterator[Finding]:
     except SettingsError:
         pass
     else:
-        local = [check_disk, check_embedded] if settings.redis_url is None else [check_store]
+        local = (
+            [check_disk, check_embedded, check_running_embedded]
+            if settings.redis_url is None
+            else [check_store]
+        )
         for check in local:
             yield from check(settings)
     yield from check_server(session)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import redis
 
 import pilotage
 from pilotage.cli import doctor
 from pilotage.cli.errors import FAILED
 from pilotage.cli.root import invoke
+from pilotage.persistence.embedded import EmbeddedServer
+from pilotage.persistence.redis_store import RedisStore
+from pilotage.persistence.store_report import refusals
 from pilotage.settings import Settings
 from tests.cli.peer import Peer, Reply
 from tests.support.programs import fake_program
@@ -166,9 +172,81 @@ def test_an_embedded_program_that_does_not_run_fails(tmp_path: Path) -> None:
     assert finding.result == "failed"
 
 
+def by_check(found: Iterable[doctor.Finding]) -> dict[str, doctor.Finding]:
+    return {finding.check: finding for finding in found}
+
+
 def test_a_store_of_ones_own_is_asked(valkey_url: str) -> None:
-    (finding,) = doctor.check_store(Settings(redis_url=valkey_url))
-    assert finding.result == "ok", finding
+    settings = Settings(redis_url=valkey_url)
+    with redis.Redis.from_url(valkey_url) as client:
+        client.config_set("appendonly", "yes")
+        try:
+            found = by_check(doctor.check_store(settings))
+        finally:
+            client.config_set("appendonly", "no")
+    assert {finding.result for finding in found.values()} == {"ok"}, found
+    assert "Valkey" in found["store"].found
+    assert "takes writes" in found["store"].found
+    assert found["fence"].found.startswith("0: no server has used")
     (finding,) = doctor.check_store(Settings(redis_url="redis://:secret@127.0.0.1:9/0"))
     assert finding.result == "failed"
     assert "secret" not in finding.found
+
+
+def test_a_store_that_keeps_nothing_over_a_restart_is_a_warning(valkey_url: str) -> None:
+    found = list(doctor.check_store(Settings(redis_url=valkey_url)))
+    assert [f.result for f in found if "append-only" in f.found] == ["warning"]
+
+
+def test_a_store_that_is_nearly_full_is_a_warning(valkey_url: str) -> None:
+    with redis.Redis.from_url(valkey_url) as client:
+        client.config_set("maxmemory", str(int(client.info("memory")["used_memory"] * 1.05)))
+        try:
+            found = list(doctor.check_store(Settings(redis_url=valkey_url)))
+        finally:
+            client.config_set("maxmemory", "0")
+    assert [f.result for f in found if "no new run is taken on" in f.found] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"loading": 1}, "loading its data"),
+        ({"aof_last_write_status": "err"}, "cannot write its append-only file"),
+        ({"rdb_last_bgsave_status": "err"}, "its last snapshot failed"),
+        ({"maxmemory": 100, "used_memory": 101}, "its memory is full"),
+    ],
+)
+def test_what_keeps_a_store_from_taking_writes_is_said(told: dict[str, Any], words: str) -> None:
+    (problem,) = refusals(told)
+    assert words in problem
+    assert refusals({}) == []
+
+
+async def test_the_embedded_store_of_a_running_server_is_asked_and_its_owner_named(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=data_dir)
+    assert list(doctor.check_running_embedded(settings)) == []
+    server = EmbeddedServer(data_dir)
+    store = RedisStore(await server.start())
+    await store.open()
+    try:
+        await store.acquire("host pid 7", 60)
+
+        def look() -> dict[str, doctor.Finding]:
+            return by_check(doctor.check_running_embedded(settings))
+
+        found = await asyncio.to_thread(look)
+        assert {finding.result for finding in found.values()} == {"ok"}, found
+        assert "1, held by host pid 7, " in found["fence"].found
+        await store.forget_lease()
+        real = time.time
+        monkeypatch.setattr("time.time", lambda: real() - 3600)
+        found = await asyncio.to_thread(look)
+        assert "held by nobody" in found["fence"].found
+        assert found["store clock"].result == "warning"
+        assert "3600 s ahead of this machine's" in found["store clock"].found
+    finally:
+        await store.close()
+        await server.stop()
