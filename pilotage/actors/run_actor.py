@@ -167,6 +167,8 @@ class RunActor(LoopActor):
 
     def _do(self, effects: Iterable[Effect]) -> None:
         """Effects of a transition that changed nothing: now, or with the batch before them."""
+        if self._dead:
+            return
         if self._batch is not None:
             self._batch.effects.extend(effects)
         else:
@@ -334,6 +336,8 @@ class RunActor(LoopActor):
             self._outbox.update(outbox)
 
     def _resume(self, message: Resume) -> None:
+        if self._dead:
+            return
         state = self._working
         self._outside.hold_slots(state, others_go=message.again)
         for attempt in attempts_in_progress(state):

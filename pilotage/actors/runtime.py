@@ -45,7 +45,7 @@ from pilotage.actors.store_room import StoreRoom
 from pilotage.actors.supervisor import Supervisor
 from pilotage.actors.writer import Writer
 from pilotage.persistence.embedded import EmbeddedServer
-from pilotage.persistence.port import Store
+from pilotage.persistence.port import FencedError, Store
 from pilotage.persistence.redis_store import RedisStore
 from pilotage.runtime.commands import AdmitRun, Command, EventReceived, SlotGranted
 from pilotage.runtime.definition import JobSpec
@@ -59,9 +59,7 @@ QUIET_TURNS = 5
 """Turns of the loop without anything to do after which a stopping runtime is taken for flushed."""
 READY_WAIT_SECS = 5.0
 """How long a trigger waits for the recovery to finish before it is refused."""
-COUNTED = {
-    "pilotage_late_results_total": "Results that came when their attempt was over already.",
-}
+COUNTED = {"pilotage_late_results_total": "Results that came when their attempt was over already."}
 """What the actors count by name; shown from the start, as 0."""
 
 
@@ -131,8 +129,10 @@ class Runtime:
             await self._recover()
             self.admission.open()
             await self.cron.start()
-        except BaseException:
+        except BaseException as error:
             await self._take_down()
+            if self.fenced.is_set():
+                raise FencedError("another server took over during the start") from error
             raise
         self._ready.set()
 

@@ -338,7 +338,7 @@ class Supervisor:
 
     def adopt(self, state: RunState, outbox: Mapping[str, bytes]) -> None:
         """Take in a run that was loaded at the start; `resume` lets it act."""
-        if state.id not in self._entries:
+        if state.id not in self._entries and not self._closing:
             entry = self._entries[state.id] = Entry()
             self._spawn(entry, state.id, state, _outbox(outbox), stored=True)
 

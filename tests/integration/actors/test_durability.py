@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from pilotage.actors import housekeeping
+from pilotage.actors import housekeeping, recover
 from pilotage.actors.errors import ConflictError, UnavailableError
 from pilotage.actors.executors.job_context import JobContext
 from pilotage.actors.executors.python_jobs import JobRegistry
 from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
-from pilotage.persistence.port import Verdict
+from pilotage.persistence.port import FencedError, Verdict
 from pilotage.persistence.redis_store import RedisStore
 from pilotage.settings import Settings
 from tests.integration.actors.rig import PROJECT, Rig, gate, noop, rig
@@ -318,6 +318,31 @@ async def test_a_second_server_takes_over_and_the_first_moves_nothing_any_more(
             second.let("a")
             await second.until(run, "completed")
             assert (await second.step(run, "b")).attempt == 1
+
+
+WAIT = {"step_ref": "a", "step_type": "approval", "approval_timeout_secs": 600}
+
+
+async def test_a_server_that_is_superseded_while_it_recovers_says_so_and_moves_nothing(
+    world: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = await world.workflow("w", [WAIT, noop("b", "a")], cron="0 0 1 1 *")
+    run = await world.trigger(flow)
+    await world.crash()
+    open_records: Any = vars(recover)["open_records"]
+
+    async def superseded(*args: Any) -> Any:
+        world.runtime._lost_fence()
+        await asyncio.sleep(0)
+        return await open_records(*args)
+
+    monkeypatch.setitem(vars(recover), "open_records", superseded)
+    with pytest.raises(FencedError, match="took over during the start"):
+        await world.start()
+    assert "Unhandled exception" not in caplog.text
+    monkeypatch.undo()
+    await world.start()
+    assert await world.status(run) == "running"
 
 
 async def test_a_second_server_is_refused_while_the_first_renews_its_lease(
