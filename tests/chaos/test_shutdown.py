@@ -13,7 +13,8 @@ import pytest
 from tests.chaos.world import WAIT_SECS, World, a_world
 from tests.support.waiting import wait_until
 
-STOPPED = "stopped"
+# Each waits for processes to start and to end, some of them several times.
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

@@ -160,6 +160,7 @@ async def test_each_state_is_named_and_commands_are_refused_until_it_passes(worl
     assert (await world.trigger())[0] == 201, "scripts that were forgotten are sent again"
 
 
+@pytest.mark.timeout(300)
 async def test_a_store_that_has_lost_its_data_ends_the_server_with_words(world: World) -> None:
     await world.admin.flushall()
     assert await world.server.ended() == 1
