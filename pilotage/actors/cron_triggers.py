@@ -52,12 +52,13 @@ class CronTriggers:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Arm all workflows, and make up for the latest missed fire time of each."""
-        now = self._clock.now_ms()
+        """Arm all workflows, and make up for the latest missed fire time of each: missed until the
+        very moment when the next one is armed.
+        """
         async for workflow in self._catalog.all_workflows():
             schedule = self.watch(workflow)
             if schedule is not None:
-                missed = schedule.missed(workflow.updated_at_ms, now)
+                missed = schedule.missed(workflow.updated_at_ms, self._clock.now_ms())
                 if missed is not None:
                     self._spawn(workflow.id, missed)
 

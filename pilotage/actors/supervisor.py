@@ -373,7 +373,7 @@ class Supervisor:
             self._quarantine(run_id, entry, state, reason)
         else:
             logger.warning("run %s is started again from its stored state", run_id)
-            self._spawn_task(self._restart(run_id, entry, delay))
+            self._spawn_task(self._restart(run_id, entry, delay, state))
 
     def _forget(self, run_id: str, entry: Entry, error: Exception | None = None) -> None:
         if self._entries.get(run_id) is entry:
@@ -389,7 +389,7 @@ class Supervisor:
         withdraw(self._services, state)
         self._forget(run_id, entry)
 
-    async def _restart(self, run_id: str, entry: Entry, delay: float) -> None:
+    async def _restart(self, run_id: str, entry: Entry, delay: float, last: RunState) -> None:
         """One-for-one: the run starts again from its snapshot; the store may be away for long."""
         pause = max(delay, 0.01)
         while True:
@@ -403,7 +403,9 @@ class Supervisor:
                 self._forget(run_id, entry, error)
                 return
             else:
-                if loaded is None:
+                if loaded is None:  # it was finished, and removed before it could be reopened
+                    withdraw(self._services, last)
+                    self._services.admission.forget_run(run_id)
                     self._forget(run_id, entry)
                 else:
                     self._spawn_loaded(run_id, entry, loaded)

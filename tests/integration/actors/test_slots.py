@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pilotage.actors.errors import ConflictError
+from pilotage.actors.errors import ConflictError, NotFoundError
 from pilotage.actors.principal import ADMIN
+from pilotage.persistence.port import Verdict
 from tests.integration.actors.rig import Rig, gate, noop
 from tests.support.waiting import wait_until
 
@@ -254,3 +255,24 @@ async def test_a_slot_passed_on_during_a_restart_is_not_given_twice(
     world.let("1.a", "2.a")
     await world.until(runs[2], "completed")
     assert world.ran == ["0.a", "1.a", "2.a"]
+
+
+async def test_a_run_that_is_removed_while_it_is_reopened_leaves_its_slot(world: Rig) -> None:
+    flow = await world.workflow("w", [noop("a"), gate("b", "a")], max_concurrent_runs=1)
+    run = await world.trigger(flow, k="1.")
+    world.let("1.b")
+    await world.until(run, "completed")
+    commit = world.store.commit
+
+    async def removed_first(batch: Any, fence: int) -> Any:
+        world.store.commit = commit  # type: ignore[method-assign]
+        world.store.verdicts[run] = Verdict.STALE
+        await world.store.delete_runs([run], fence)
+        return await commit(batch, fence)
+
+    world.store.commit = removed_first  # type: ignore[method-assign]
+    with pytest.raises(NotFoundError):
+        await world.gateway.retry_step(run, "b", ADMIN)
+    other = await world.trigger(flow, k="2.")
+    world.let("2.b")
+    await world.until(other, "completed")
