@@ -165,7 +165,7 @@ class Servers:
         run_id, i, attempt = key
         state = process.runtime.supervisor.published(run_id)
         if state is None:
-            raise ViolationError(f"attempt {key} is dispatched by {process.name} without its run")
+            return  # its actor is being started again, the look-up of its job goes on meanwhile
         step = state.step(i)
         if step.status is not StepStatus.RUNNING or step.attempt != attempt:
             raise ViolationError(

@@ -126,7 +126,9 @@ def _raise_workflow_limit(world: World, sent: Sent, rnd: Random) -> Work:
             most[workflow.id] = max(most[workflow.id], limit + 1)
             patch = {"max_concurrent_runs": limit + 1}
             parsed = await gateway.catalog.parse_patch(workflow, patch)
+            world.unsure_limits.add(workflow.id)
             await gateway.catalog.update_workflow(workflow, parsed, updated_by=sent.actor)
+            world.unsure_limits.discard(workflow.id)
 
     return work
 
@@ -139,7 +141,9 @@ def _raise_job_limit(world: World, sent: Sent, rnd: Random) -> Work:
         job = await gateway.catalog.job(PROJECT, slug)
         limit = (job.spec.max_concurrency or 0) + 1
         world.limits.jobs[job.id] = max(world.limits.jobs[job.id], limit)
+        world.unsure_limits.add(job.id)
         await gateway.catalog.update_job(job, parse_job_patch({"max_concurrency": limit}, job))
+        world.unsure_limits.discard(job.id)
 
     return work
 

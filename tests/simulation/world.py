@@ -77,6 +77,8 @@ class World:
             rnd=self.random("servers"),
         )
         self.store.clock_ms = self.servers.clock.now_ms
+        self.unsure_limits: set[str] = set()
+        """Workflows and jobs with a change that may have been stored and was not acknowledged."""
         self.schedule = ("", 0)
         """The workflow with a schedule, and since when it has it."""
         self._seqs: dict[str, tuple[int, int]] = {}
