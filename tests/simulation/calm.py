@@ -188,18 +188,18 @@ def _unused_slots(world: World) -> Iterator[str]:
                 yield f"run {run.head.id} needs no slot and does not start"
             queued[run.head.workflow_id] += 1
     ledger = world.ledger
-    for job, count in wanted.items():
+    for job, count in _sure(world, wanted):
         limit, used = world.slots_of("job", job), ledger.attempts_of(job)
-        if job in world.unsure_limits:
-            continue
         if not limit or used < limit:
             yield f"{count} steps want job {job}: {used} of {limit} slots are used"
-    for workflow_id, count in queued.items():
+    for workflow_id, count in _sure(world, queued):
         limit, used = world.slots_of("workflow", workflow_id), ledger.slots_in_use(workflow_id)
-        if workflow_id in world.unsure_limits:
-            continue
         if not limit or used < limit:
             yield f"{count} runs of {workflow_id} are queued: {used} of {limit} slots are used"
+
+
+def _sure(world: World, wanted: Counter[str]) -> list[tuple[str, int]]:
+    return [item for item in wanted.items() if item[0] not in world.unsure_limits]
 
 
 def _waits_for_a_slot(world: World, run: Shadow) -> bool:
