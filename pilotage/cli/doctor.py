@@ -310,10 +310,31 @@ def findings(session: Session) -> Iterator[Finding]:
     yield from check_server(session)
 
 
+def check_deep() -> Iterator[Finding]:
+    """Everything in the store, one by one."""
+    from pilotage.cli.doctor_deep import look
+
+    try:
+        report = look(loaded_settings())
+    except (PilotageError, OSError) as error:
+        yield bad("contents", f"the store cannot be looked through: {error}")
+        return
+    said = f"{report.runs} runs and {report.records} records looked at"
+    for problem in report.problems:
+        yield bad("contents", problem)
+    if report.found:
+        yield bad("contents", f"{said}, {report.found} problems")
+    else:
+        yield ok("contents", f"{said}, everything readable and in its place")
+
+
 @click.command()
+@click.option("--deep", is_flag=True, help="Look through everything in the store, too.")
 @operator
-def doctor(session: Session) -> int:
+def doctor(session: Session, *, deep: bool) -> int:
     """Check this machine and the server."""
     found = list(findings(session))
+    if deep:
+        found += check_deep()
     session.out.rows([msgspec.structs.asdict(finding) for finding in found], COLUMNS)
     return FAILED if any(finding.result == BAD for finding in found) else 0

@@ -41,7 +41,7 @@ class RedisRepair:
             return 0
         sort_keys = await self._sort_keys(wanted)
         # The indexes first and the record last: an interrupted purge can be repeated.
-        async for names in self._index_names():
+        async for names in self.index_names():
             if sort_keys:
                 await self._forget(names, sort_keys, fence)
         return await self._unlink(wanted, sort_keys, fence)
@@ -52,18 +52,19 @@ class RedisRepair:
         for run_id in run_ids:
             pattern = "?" * TIME_DIGITS + run_id
             for name in (self._keys.active, self._keys.expire):
-                async for member in self._members(name, pattern):
+                async for member in self.members(name, pattern):
                     found[run_id] = member
         missing = [run_id for run_id in run_ids if run_id not in found]
         if missing:  # pinned: only the lists of its project know it
-            async for names in self._index_names(self._keys.index("")):
+            async for names in self.index_names(self._keys.index("")):
                 for name in names:
                     for run_id in missing:
-                        async for member in self._members(name, "?" * (TIME_DIGITS + 1) + run_id):
+                        async for member in self.members(name, "?" * (TIME_DIGITS + 1) + run_id):
                             found[run_id] = member[1:]
         return list(found.values())
 
-    async def _members(self, name: str, pattern: str) -> AsyncIterator[str]:
+    async def members(self, name: str, pattern: str = "*") -> AsyncIterator[str]:
+        """The members of a sorted set that fit the pattern, while others change it."""
         cursor = b"0"
         while True:
             cursor, found = await self._link.read(
@@ -74,18 +75,25 @@ class RedisRepair:
             if cursor == b"0":
                 return
 
-    async def _index_names(self, prefix: str | None = None) -> AsyncIterator[list[str]]:
+    async def index_names(self, prefix: str | None = None) -> AsyncIterator[list[str]]:
         """The names of all keys that list runs, some at a time."""
-        pattern = _literal(self._keys.prefix) + "[ib][xu]*"
+        pattern = literal(self._keys.prefix) + "[ib][xu]*"
         if prefix is not None:
-            pattern = _literal(prefix) + "*"
+            pattern = literal(prefix) + "*"
         wanted = re.compile(re.escape(self._keys.prefix) + r"(ix|ixw|ixt|busy):", re.ASCII)
+        async for found in self.names(pattern):
+            names = [name for name in found if wanted.match(name)]
+            if names:
+                yield names
+
+    async def names(self, pattern: str) -> AsyncIterator[list[str]]:
+        """The keys that fit the pattern, each at least once, some at a time."""
         cursor = b"0"
         while True:
             cursor, found = await self._link.read(
                 scripts_runs.NAMES, [], [cursor, pattern, _NAMES_AT_ONCE]
             )
-            names = [name for name in map(bytes.decode, found) if wanted.match(name)]
+            names = list(map(bytes.decode, found))
             for start in range(0, len(names), _KEYS_AT_ONCE):
                 yield names[start : start + _KEYS_AT_ONCE]
             if cursor == b"0":
@@ -114,6 +122,6 @@ class RedisRepair:
         return removed
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """The text as a pattern of the server that means just that."""
     return re.sub(r"([][?*^\\-])", r"\\\1", text)

@@ -334,3 +334,29 @@ MEMBERS: Final = script(
     "return redis.call('ZSCAN', KEYS[1], ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])"
 )
 """KEYS sorted set; ARGV cursor pattern how-many. {next cursor, member and score in turn}."""
+
+PLACES: Final = script("""
+local found = {}
+local function listed(key)
+  local all, one = '*' .. ARGV[1], ARGV[2] .. ARGV[1]
+  return redis.call('ZSCORE', key, all) and redis.call('ZSCORE', key, one) and 1 or 0
+end
+found[1], found[2] = listed(KEYS[1]), listed(KEYS[2])
+found[3] = redis.call('SISMEMBER', KEYS[3], ARGV[3])
+for i = 4, 5 do found[i] = redis.call('ZSCORE', KEYS[i], ARGV[1]) and 1 or 0 end
+for i = 6, #KEYS do found[i] = redis.call('ZSCORE', KEYS[i], '*' .. ARGV[1]) and 1 or 0 end
+return found
+""")
+"""KEYS index workflow-index busy active expire tags...; ARGV sort key, status letter, run id. 1 for
+each in which the run is as it should be."""
+
+ORPHANS: Final = script("""
+local found = {}
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 0 and redis.call('ZSCORE', KEYS[1], ARGV[i - 1]) then
+    found[#found + 1] = ARGV[i - 1]
+  end
+end
+return found
+""")
+"""KEYS index, run of each member; ARGV members. Those whose run is not there."""

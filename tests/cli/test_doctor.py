@@ -250,3 +250,18 @@ async def test_the_embedded_store_of_a_running_server_is_asked_and_its_owner_nam
     finally:
         await store.close()
         await server.stop()
+
+
+def test_a_deep_look_tells_of_every_problem(
+    valkey_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTAGE_REDIS_URL", valkey_url)
+    found = examine(capsys, "--deep", "--url", "http://127.0.0.1:9")
+    assert found["contents"]["found"].startswith("0 runs and 0 records looked at, everything")
+    with redis.Redis.from_url(valkey_url) as client:
+        client.zadd("pilotage:{s0}:active", {"0" * 12 + "gone": 1})
+    found = examine(capsys, "--deep", "--url", "http://127.0.0.1:9", status=FAILED)
+    assert found["contents"]["found"] == "0 runs and 0 records looked at, 1 problems"
+    monkeypatch.setenv("PILOTAGE_REDIS_URL", "redis://127.0.0.1:9/0")
+    found = examine(capsys, "--deep", "--url", "http://127.0.0.1:9", status=FAILED)
+    assert "cannot be looked through" in found["contents"]["found"]

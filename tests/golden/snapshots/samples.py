@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pilotage.actors.api_keys import ApiKey
+from pilotage.actors.catalog_deleted import Deleted
 from pilotage.actors.catalog_model import Job, Workflow, WorkflowVersion
 from pilotage.actors.event_hub import KeptEvent
 from pilotage.actors.idempotency import Remembered
@@ -224,6 +225,7 @@ SAMPLES: dict[str, Any] = {
         request_hash="cd" * 32, status=201, reference=RUN_ID, body=b'{"id": 1}'
     ),
     "record-event": KeptEvent("event-1", AT, b"[1]"),
+    "record-deleted": Deleted(slug="order-fulfilment"),
 }
 TYPES: dict[str, type[msgspec.Struct]] = {
     "history-completed": StepCompleted,
@@ -236,6 +238,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "record-key": ApiKey,
     "record-answer": Remembered,
     "record-event": KeptEvent,
+    "record-deleted": Deleted,
 }
 
 

@@ -11,6 +11,8 @@ from redis.asyncio import Redis
 from pilotage.actors import retention
 from pilotage.actors.errors import ConflictError, NotFoundError
 from pilotage.actors.principal import ADMIN
+from pilotage.cli.doctor_deep import RECORDS
+from pilotage.persistence.redis_check import check_store
 from tests.integration.actors.rig import Rig, gate, noop, rig
 from tests.support.waiting import wait_until
 
@@ -108,6 +110,35 @@ async def test_versions_of_a_deleted_workflow_go_with_its_last_run_and_nothing_i
     with pytest.raises(NotFoundError):
         await brief.runtime.catalog.spec_version(old)
     assert await names(client) == before
+
+
+async def test_a_store_that_has_been_used_is_whole(brief: Rig) -> None:
+    child = await brief.workflow("child", [gate("a")], tags={"t": "1"})
+    sub = {"step_ref": "s", "step_type": "sub_workflow", "sub_workflow_id": child.slug}
+    parent = await brief.workflow("parent", [sub, noop("b", "s")], max_concurrent_runs=1)
+    fails = await brief.workflow("fails", [{"step_ref": "x", "job_id": "fail"}])
+    brief.broken.add("fail")
+    running, queued = [await brief.trigger(parent) for _ in range(2)]
+    failed = await brief.trigger(fails)
+    pinned = await brief.trigger(fails)
+    await brief.until(failed, "failed")
+    await brief.gateway.pin(pinned, ADMIN, pinned=True)
+    await brief.gateway.retry_run(failed, ADMIN)
+    await brief.began_all("a")
+    await brief.gateway.send_event("p", "nobody", b"1", 60, actor="test")
+    await brief.crash_and_start()
+    report = await check_store(brief.store, RECORDS)
+    assert report.problems == []
+    assert report.runs >= 5
+    assert report.records >= 6
+    brief.let("a")
+    await wait_until(lambda: not len(brief.runtime.supervisor), "all are over")
+    await sweep(brief)
+    with pytest.raises(NotFoundError):
+        await brief.gateway.get_run(running, ADMIN)
+    with pytest.raises(NotFoundError):
+        await brief.gateway.get_run(queued, ADMIN)
+    assert (await check_store(brief.store, RECORDS)).problems == []
 
 
 async def test_a_deletion_that_failed_leaves_the_workflow_and_its_versions(

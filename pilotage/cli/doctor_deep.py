@@ -1,0 +1,42 @@
+"""`pilotage doctor --deep`: whether everything in the store is readable and in its place.
+
+It reads the whole store, a little at a time, beside a server that may go on working, and changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from pilotage.actors.api_keys import KIND as KEY_KIND, ApiKey
+from pilotage.actors.catalog_deleted import KIND as DELETED_KIND, Deleted
+from pilotage.actors.catalog_model import Job, Workflow, WorkflowVersion
+from pilotage.persistence import codec
+from pilotage.persistence.embedded import EmbeddedServer
+from pilotage.persistence.redis_check import Report, check_store
+from pilotage.persistence.redis_store import RedisStore
+from pilotage.settings import Settings
+
+RECORDS: dict[str, Callable[[bytes], object]] = {
+    "workflow": partial(codec.decode_definition, as_type=Workflow),
+    "version": partial(codec.decode_definition, as_type=WorkflowVersion),
+    "job": partial(codec.decode_definition, as_type=Job),
+    KEY_KIND: partial(codec.decode_record, as_type=ApiKey),
+    DELETED_KIND: partial(codec.decode_record, as_type=Deleted),
+}
+
+
+def look(settings: Settings) -> Report:
+    """Raises `StoreError`s; the embedded store is there only while its server runs."""
+    url = settings.redis_url or EmbeddedServer(settings.data_dir).url
+    return asyncio.run(_look(RedisStore(url, namespace=settings.namespace)))
+
+
+async def _look(store: RedisStore) -> Report:
+    try:
+        await store.open()
+        return await check_store(store, RECORDS)
+    finally:
+        await store.close()
