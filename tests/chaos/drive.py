@@ -40,6 +40,7 @@ MAY_BE_LOGGED = (
     "another server has taken over this store",
     "the embedded store died",
     "the embedded store cannot be started",
+    "the store has used ",
 )
 """Words of errors in the log that belong to faults."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from pilotage.persistence.server_process import find_server_binary
+from pilotage.persistence.server_process import WATCHER, find_server_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN_KEY = "plt_" + "c" * 43
@@ -126,35 +126,36 @@ class ServerProcess:
 
 
 class OwnStore:
-    """A Valkey of one's own on a TCP port, durable, as an operator would run it."""
+    """A Valkey of one's own on a TCP port, durable, as an operator would run it.
+
+    It runs under the product's watcher, so that it does not outlive whoever started it.
+    """
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.port = port
-        self._process: asyncio.subprocess.Process | None = None
+        self.pid = 0
+        self._watcher: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         self.folder.mkdir(exist_ok=True)
-        with (self.folder / "log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                str(find_server_binary()),
-                "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
-                "--appendonly", "yes", "--appendfsync", "everysec", "--save", "",
-                "--maxmemory-policy", "noeviction",
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        self._watcher = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", WATCHER, "chaos-watch",
+            str(self.folder / "note"), str(self.folder / "log"), str(find_server_binary()),
+            "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            "--appendonly", "yes", "--appendfsync", "everysec", "--save", "",
+            "--maxmemory-policy", "noeviction",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        assert self._watcher.stdout is not None
+        self.pid = int(await self._watcher.stdout.readline())
 
     async def kill(self) -> None:
-        assert self._process is not None
-        if self._process.returncode is None:
-            os.kill(self.pid, signal.SIGCONT)
+        """SIGKILL, also while it is suspended."""
+        assert self._watcher is not None
+        if self._watcher.returncode is None:
             os.kill(self.pid, signal.SIGKILL)
-        await self._process.wait()
+        await self._watcher.wait()
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=10, decode_responses=True)
