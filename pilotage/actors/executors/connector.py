@@ -1,11 +1,13 @@
 """Pooled connections that are used again only while they are as clean as new ones.
 
 An endpoint that says more than was asked for (a second answer, late) leaves that on its connection,
-where the next request would take it for its own answer. Such a connection is closed instead.
+where the next request would take it for its own answer. One that hangs up after an answer without
+having said so would cost the next attempt. Such connections are closed instead.
 """
 
 from __future__ import annotations
 
+import select
 from typing import Any
 from weakref import WeakSet
 
@@ -32,7 +34,9 @@ class CleanConnector(TCPConnector):
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
-            if protocol is None or not self._used(protocol) or not protocol.should_close:
+            if protocol is None or not self._used(protocol):
+                return connection
+            if not protocol.should_close and not _has_news(connection):
                 return connection
             connection.close()
 
@@ -41,3 +45,17 @@ class CleanConnector(TCPConnector):
         used = protocol in self._seen
         self._seen.add(protocol)
         return used
+
+
+def _has_news(connection: Connection) -> bool:
+    """Whether something has arrived that the loop has not read yet: the end, or what nobody asked.
+
+    A retry comes so soon after the answer that the end of the connection may not have been seen.
+    """
+    transport = connection.transport
+    peer = None if transport is None else transport.get_extra_info("socket")
+    if peer is None:
+        return True
+    poll = select.poll()
+    poll.register(peer.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
