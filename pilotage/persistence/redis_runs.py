@@ -297,9 +297,9 @@ class RedisRuns:
         return [HistoryItem(seq=after + i, data=data) for i, data in enumerate(found, 1)]
 
     async def job_runs(self, run_id: str) -> Mapping[tuple[int, int], bytes]:
-        found: dict[bytes, bytes] = await self._link.command("HGETALL", self._keys.job_runs(run_id))
+        found: list[bytes] = await self._link.command("HGETALL", self._keys.job_runs(run_id))
         records: dict[tuple[int, int], bytes] = {}
-        for field, data in found.items():
+        for field, data in zip(found[0::2], found[1::2], strict=True):
             step, colon, attempt = field.partition(b":")
             if colon:
                 records[int(step), int(attempt)] = data

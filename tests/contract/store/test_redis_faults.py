@@ -184,14 +184,18 @@ async def test_nobody_listens(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_does_not_answer_in_time(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
+        ended.set()
 
     path = tmp_path / "silent.sock"
     async with await asyncio.start_unix_server(silent, str(path)):
         with pytest.raises(StoreUnavailableError, match=r"did not answer within 0\.1 s"):
             await RedisStore(f"unix://{path}", timeout_secs=0.1).open()
+        await ended.wait()
 
 
 # --- a server that refuses -----------------------------------------------------------------------
