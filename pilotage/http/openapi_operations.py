@@ -399,7 +399,9 @@ _OPERATIONS = {
     "get-readiness": Doc(
         tag="Operations",
         summary="Readiness",
-        about="503 while the store is away, runs are recovered, or the server stops.",
+        about="503 while the store is away, runs are recovered, or the server stops. The status is "
+        "`degraded`, with a `reason`, while no new run is taken on for want of room in the store "
+        "and everything else goes on.",
         answer="Health",
         errors=(503,),
     ),

@@ -56,6 +56,7 @@ HEALTH: Schema = {
         "status": {"type": "string"},
         "version": {"type": "string"},
         "ready": {"type": "boolean"},
+        "reason": {"type": "string", "description": "Why the status is `degraded`."},
     },
     "required": ["status"],
 }
