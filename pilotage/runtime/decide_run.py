@@ -76,7 +76,11 @@ def admit(d: Draft, c: AdmitRun) -> Reply:
 
 
 def hold(d: Draft, c: HoldRun) -> Reply | Rejection:
-    """The parent was paused or resumed; whatever the status, the child follows if it can."""
+    """The parent was paused or resumed; whatever the status, the child follows if it can. Not one
+    that was reopened by hand: what was meant for its earlier life would hold it for good.
+    """
+    if d.vitals.parent_attempt < 0:
+        return Done(changed=False)
     if d.status is RunStatus.PENDING and d.vitals.held is not c.held:
         d.emit(RunHeldChanged(at_ms=d.now, actor=c.actor, held=c.held))
         if delay_ms(d.head, d.vitals, d.now) is None:
@@ -161,7 +165,8 @@ def run_timer(d: Draft) -> Reply:
 def reopen(d: Draft, *, slot: bool, parent_attempt: int | None = None) -> None:
     """Terminal -> running, or pending at the end of the queue when no slot is free.
 
-    The caller resets the step it is about and calls `repair` afterwards.
+    The caller resets the step it is about and calls `repair` afterwards. `parent_attempt`: what a
+    child answers to from now on; without it nothing of its parent waits for it.
     """
     d.emit(
         RunReopened(
@@ -169,7 +174,9 @@ def reopen(d: Draft, *, slot: bool, parent_attempt: int | None = None) -> None:
             actor=d.actor,
             status=RunStatus.RUNNING if slot else RunStatus.PENDING,
             expires_at_ms=_deadline(d.now, d.head.timeout_secs),
-            parent_attempt=d.vitals.parent_attempt if parent_attempt is None else parent_attempt,
+            parent_attempt=-abs(d.vitals.parent_attempt)
+            if parent_attempt is None
+            else parent_attempt,
         )
     )
     if not slot:
@@ -216,7 +223,7 @@ def reset_step(d: Draft, i: int, *, checked: bool = False, keep_child: bool = Fa
 
 def reopen_child(d: Draft, c: ReopenChild) -> Reply:
     """The parent's step was retried: what failed here runs again, under the new parent attempt."""
-    if c.parent_attempt <= d.vitals.parent_attempt:  # told twice
+    if c.parent_attempt <= abs(d.vitals.parent_attempt):  # told twice
         return Done(changed=False)
     if d.status is RunStatus.COMPLETED or not d.status.is_terminal:
         d.emit(ParentAttemptChanged(at_ms=d.now, actor=d.actor, parent_attempt=c.parent_attempt))

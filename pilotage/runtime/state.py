@@ -146,7 +146,8 @@ class RunVitals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     history_seq    number of history items so far
     queued_at_ms   place in the queue of its workflow while `pending` (a delayed run: when due)
     held           a pending child of a paused parent: gets no slot until the parent resumes
-    parent_attempt the attempt of the parent's step that this run now answers
+    parent_attempt the attempt of the parent's step that this run now answers; negative: it was
+                   reopened by hand since, and no step waits for it
     """
 
     status: RunStatus = RunStatus.PENDING

@@ -269,11 +269,27 @@ def test_a_reopened_child_reopens_its_own_failed_child() -> None:
 
 def test_a_child_that_has_completed_meanwhile_answers_at_once() -> None:
     run = child_run(job("a")).fails("a").does(c.RetryStep, "a").completes("a", output=3)
-    assert [e.attempt for e in run.effects(TellParent)] == [1], "for the parent that is too late"
+    assert [e.attempt for e in run.effects(TellParent)] == [-1], "no step waits for that"
     run.does(c.ReopenChild, parent_attempt=2)
     (told,) = run.effects(TellParent)
     assert (told.attempt, told.status, told.output) == (2, RunStatus.COMPLETED, b'{"a":3}')
     assert run.status == RunStatus.COMPLETED
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_child_reopened_by_hand_does_not_follow_what_was_meant_for_its_earlier_life(
+    held: bool,
+) -> None:
+    """The parent was paused while the child ended; its resume would tell the child nothing."""
+    run = child_run(job("a")).completes("a").does(c.RetryStep, "a", slot=False)
+    run.does(c.HoldRun, held=held)
+    assert run.events == []
+    run.does(c.AdmitRun).does(c.HoldRun, held=held)
+    assert run.status == RunStatus.RUNNING
+    run.fails("a", final=True).does(c.ReopenChild, parent_attempt=1)
+    assert run.events == [], "told twice"
+    run.does(c.ReopenChild, parent_attempt=2, slot=False).does(c.HoldRun, held=True)
+    assert run.events == ["RunHeldChanged"]
 
 
 def test_a_child_that_goes_on_already_answers_to_the_new_attempt() -> None:
