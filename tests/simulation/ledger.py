@@ -74,6 +74,8 @@ class Ledger:
         self.fence = 0
         self.runs: dict[str, Shadow] = {}
         self.removed: dict[str, Shadow] = {}
+        self.set_apart: set[str] = set()
+        """Runs that were quarantined: their attempts were stopped, though they stand as running."""
         self.started: set[AttemptKey] = set()
         self.batched: set[tuple[str, int]] = set()
         """(run, sequence) of the writes that hold more than one transition."""
@@ -170,7 +172,7 @@ class Ledger:
             if 0 < limit < len(held):
                 raise ViolationError(f"{len(held)} runs of workflow {workflow_id}, {limit} may")
         for job, limit in self._limits.jobs.items():
-            running = self._running_by_job[job]
+            running = [key for key in self._running_by_job[job] if key[0] not in self.set_apart]
             if 0 < limit < len(running):
                 raise ViolationError(f"{len(running)} attempts of job {job} run, {limit} may")
 

@@ -186,6 +186,7 @@ class World:
                 if verdict is Verdict.OK and not again:
                     shadow = self.ledger.applied(write, fence)
                     if process.alive and isinstance(process, Server):
+                        self.ledger.set_apart |= process.runtime.supervisor.quarantined.keys()
                         calm.same_as_memory(process.runtime, shadow)
             self.ledger.limits_hold()
 
