@@ -1,8 +1,10 @@
 """Cron: runs of workflows at their fire times.
 
-The id of a run is derived from (workflow, fire time) and created if absent, so that a fire time
-never makes two runs, however many processes see it and however often they restart. After downtime
-the latest missed fire time is made up if it is less than an hour old.
+Each fire time is decided once: it makes a run, or is skipped because one is active. The id of the
+run is derived from (workflow, fire time) and created if absent, and what was decided last is stored
+for each workflow: so a fire time never makes two runs, and one that was skipped is not made up for,
+however many processes see it and however often they restart. After downtime, and likewise while the
+store is away, only the latest missed fire time is made up for, if it is less than an hour old.
 """
 
 from __future__ import annotations
@@ -10,16 +12,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
+
+import msgspec
 
 from pilotage.actors.catalog import Catalog
+from pilotage.actors.catalog_lookup import each
 from pilotage.actors.catalog_model import Workflow
+from pilotage.actors.catalog_records import Filing, Shelf
 from pilotage.actors.creation import Creation
-from pilotage.actors.errors import ApplicationError, NotFoundError, UnavailableError
+from pilotage.actors.errors import (
+    ApplicationError,
+    ConflictError,
+    NotFoundError,
+    UnavailableError,
+)
 from pilotage.actors.kernel import Clock, Timers
 from pilotage.actors.messages import AlreadyExistsError
 from pilotage.actors.services import TimerKey
+from pilotage.persistence.codec import decode_definition, encode_definition
 from pilotage.persistence.port import Store, StoreError
-from pilotage.runtime.cron import CronSchedule, parse_cron
+from pilotage.runtime.cron import MAX_MISSED_AGE_MS, CronSchedule, parse_cron
 from pilotage.runtime.ids import derived_run_id
 from pilotage.runtime.validation import ParsedTrigger
 
@@ -27,7 +40,21 @@ logger = logging.getLogger(__name__)
 
 CRON_TIMER = -2
 """Step index of cron timers: they belong to no run."""
-RETRY_SECS, MAX_RETRIES = 1.0, 300
+RETRY_SECS = 1.0
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest fire time of a workflow that was decided. `id` is the workflow's."""
+
+    id: str
+    project_id: str
+    created_at_ms: int
+    fire_ms: int
+    revision: int = 1
+
+    def covers(self, fire_ms: int) -> bool:
+        """Whether this fire time was decided too. One far ahead was decided by a wrong clock."""
+        return fire_ms <= self.fire_ms <= fire_ms + MAX_MISSED_AGE_MS
 
 
 class CronTriggers:
@@ -41,6 +68,7 @@ class CronTriggers:
         creation: Creation,
         clock: Clock,
         timers: Timers[TimerKey],
+        fence: Callable[[], int],
         is_open: Callable[[], bool],
     ) -> None:
         self._store = store
@@ -49,18 +77,31 @@ class CronTriggers:
         self._clock = clock
         self._timers = timers
         self._is_open = is_open
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._decided: Shelf[Decided] = Shelf(
+            store,
+            Filing(
+                kind="cron",
+                encode=encode_definition,
+                decode=partial(decode_definition, as_type=Decided),
+            ),
+            fence,
+        )
+        self._undecided: dict[str, int] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Arm all workflows, and make up for the latest missed fire time of each: missed until the
         very moment when the next one is armed.
         """
+        last = {mark.id: mark.fire_ms async for mark in each(self._decided, None)}
         async for workflow in self._catalog.all_workflows():
+            since = max(workflow.updated_at_ms, last.pop(workflow.id, 0))
             schedule = self.watch(workflow)
-            if schedule is not None:
-                missed = schedule.missed(workflow.updated_at_ms, self._clock.now_ms())
-                if missed is not None:
-                    self._spawn(workflow.id, missed)
+            missed = None if schedule is None else schedule.missed(since, self._clock.now_ms())
+            if missed is not None:
+                self._fire(workflow.id, missed)
+        for workflow_id in last:  # it was deleted, and the process ended before this was
+            await self._decided.delete(workflow_id)
 
     def watch(self, workflow: Workflow) -> CronSchedule | None:
         """Arm the workflow's next fire time, or disarm it if it has no schedule (any more)."""
@@ -74,10 +115,12 @@ class CronTriggers:
         return schedule
 
     def forget(self, workflow_id: str) -> None:
+        """The workflow was deleted."""
         self._timers.cancel((workflow_id, CRON_TIMER))
+        self._fire(workflow_id, 0)  # which finds it gone
 
     def close(self) -> None:
-        for task in list(self._tasks):
+        for task in list(self._tasks.values()):
             task.cancel()
 
     def _arm(self, key: TimerKey, schedule: CronSchedule) -> None:
@@ -86,44 +129,89 @@ class CronTriggers:
             return
 
         def fired(key: TimerKey) -> None:
-            self._spawn(key[0], due)
             self._arm(key, schedule)
+            # A machine that slept was down: what counts is the latest, if it is recent.
+            latest = schedule.missed(due - 1, self._clock.now_ms())
+            if latest is not None:
+                self._fire(key[0], latest)
 
         self._timers.set(key, due, fired)
 
-    def _spawn(self, workflow_id: str, fire_ms: int) -> None:
-        task = asyncio.create_task(self._fire(workflow_id, fire_ms), name=f"cron {workflow_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _fire(self, workflow_id: str, fire_ms: int) -> None:
+        """To be decided; an older fire time of the workflow that still is undecided was missed."""
+        self._undecided[workflow_id] = fire_ms
+        if workflow_id not in self._tasks:
+            task = asyncio.create_task(self._work(workflow_id), name=f"cron {workflow_id}")
+            self._tasks[workflow_id] = task
 
-    async def _fire(self, workflow_id: str, fire_ms: int) -> None:
-        """Make the run; while the store is away, again and again for some minutes."""
-        for _ in range(MAX_RETRIES):
-            try:
-                await self._trigger(workflow_id, fire_ms)
-            except AlreadyExistsError:
-                return
-            except (UnavailableError, StoreError):
-                await asyncio.sleep(RETRY_SECS)
-                continue
-            except NotFoundError:
-                return
-            except ApplicationError as error:
-                logger.warning("cron of workflow %s: %s", workflow_id, error)
-                return
-            else:
-                return
-        logger.error("cron of workflow %s: the fire time %d was lost", workflow_id, fire_ms)
+    async def _work(self, workflow_id: str) -> None:
+        """Decide what is undecided; while the store is away, again and again for up to an hour."""
+        try:
+            while (fire_ms := self._undecided.get(workflow_id)) is not None:
+                if await self._settled(workflow_id, fire_ms):
+                    if self._undecided[workflow_id] == fire_ms:
+                        del self._undecided[workflow_id]
+                else:
+                    await asyncio.sleep(RETRY_SECS)
+        finally:
+            del self._tasks[workflow_id]
 
-    async def _trigger(self, workflow_id: str, fire_ms: int) -> None:
+    async def _settled(self, workflow_id: str, fire_ms: int) -> bool:
+        """False: it is to be tried again."""
+        try:
+            await self._decide(workflow_id, fire_ms)
+        except (UnavailableError, StoreError):
+            if 0 < fire_ms < self._clock.now_ms() - MAX_MISSED_AGE_MS:
+                logger.error(  # noqa: TRY400 - what went wrong was told where it did
+                    "cron of workflow %s: the fire time %d was lost", workflow_id, fire_ms
+                )
+                return True
+            return False
+        except ApplicationError as error:
+            logger.warning("cron of workflow %s: %s", workflow_id, error)
+        return True
+
+    async def _decide(self, workflow_id: str, fire_ms: int) -> None:
         if not self._is_open():
             raise UnavailableError("the server is not ready")
-        workflow = await self._catalog.workflow_by_id(workflow_id)
+        try:
+            workflow = await self._catalog.workflow_by_id(workflow_id)
+        except NotFoundError:
+            await self._decided.delete(workflow_id)
+            return
         if workflow.spec.cron is None or not workflow.enabled:
+            return
+        last = await self._last(workflow_id)
+        if last is not None and last.covers(fire_ms):
             return
         if workflow.spec.skip_if_running and await self._store.active_count(workflow_id):
             logger.info("cron of workflow %s: a run is active, skipped", workflow.slug)
-            return
-        run_id = derived_run_id(fire_ms, "cron", workflow_id, fire_ms)
+        else:
+            await self._trigger(workflow, fire_ms)
+        await self._remember(workflow, last, fire_ms)
+
+    async def _last(self, workflow_id: str) -> Decided | None:
+        try:
+            return await self._decided.get(workflow_id)
+        except ConflictError as error:  # damaged: the ids of the runs still keep them from doubling
+            logger.error("cron of workflow %s: %s", workflow_id, error)  # noqa: TRY400
+            await self._decided.delete(workflow_id)
+            return None
+
+    async def _trigger(self, workflow: Workflow, fire_ms: int) -> None:
+        run_id = derived_run_id(fire_ms, "cron", workflow.id, fire_ms)
         trigger = ParsedTrigger(triggered_by="cron")
-        await self._creation.trigger(workflow, trigger, actor="cron", run_id=run_id)
+        try:
+            await self._creation.trigger(workflow, trigger, actor="cron", run_id=run_id)
+        except AlreadyExistsError:
+            logger.info("cron of workflow %s: run %s was made already", workflow.slug, run_id)
+
+    async def _remember(self, workflow: Workflow, last: Decided | None, fire_ms: int) -> None:
+        mark = Decided(
+            id=workflow.id,
+            project_id=workflow.project_id,
+            created_at_ms=workflow.created_at_ms,
+            fire_ms=fire_ms,
+            revision=1 if last is None else last.revision + 1,
+        )
+        await self._decided.put(mark, mark.project_id, revision=mark.revision)

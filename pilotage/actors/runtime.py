@@ -244,6 +244,7 @@ class Runtime:
             creation=self.creation,
             clock=clock,
             timers=self.timers,
+            fence=self._fence_token,
             is_open=lambda: self.ready,
         )
         self.catalog.listeners.workflow = self._workflow_changed

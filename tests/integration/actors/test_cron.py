@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zoneinfo import available_timezones
 
 import pytest
 
 from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
-from pilotage.persistence.port import RunQuery
+from pilotage.persistence.port import Record, RunQuery
+from pilotage.runtime.cron import parse_cron
 from pilotage.runtime.validation import ParsedTrigger
 from tests.integration.actors.rig import PROJECT, BreakableStore, Rig, gate
 from tests.support.clock import FakeClock
@@ -55,7 +59,9 @@ class CronRig(Rig):
 
     async def cron(self, expression: str, zone: str = "UTC", **rest: Any) -> Workflow:
         steps = [gate("a")] if rest.pop("gated", False) else [{"step_ref": "a", "job_id": "noop"}]
-        return await self.workflow("w", steps, cron=expression, cron_timezone=zone, **rest)
+        return await self.workflow(
+            rest.pop("name", "w"), steps, cron=expression, cron_timezone=zone, **rest
+        )
 
     async def made(self, flow: Workflow) -> list[str]:
         """When the workflow's runs were made, oldest first."""
@@ -74,17 +80,56 @@ async def world(valkey_url: str, tmp_path: Path) -> AsyncIterator[CronRig]:
     await made.stop()
 
 
-async def test_a_local_time_that_is_skipped_fires_at_the_change(world: CronRig) -> None:
-    flow = await world.cron("30 2 * * *", "Europe/Berlin")
-    await world.to("2024-04-02T00:00:00")
-    assert await world.made(flow) == ["2024-03-31T01:00", "2024-04-01T00:30"]
+@pytest.mark.parametrize(
+    ("zone", "expression", "since", "expected"),
+    [
+        ("Europe/Berlin", "30 2 * * *", "2024-03-30T12",
+         ["2024-03-31T01:00", "2024-04-01T00:30"]),
+        ("America/New_York", "30 2 * * *", "2024-03-09T12",
+         ["2024-03-10T07:00", "2024-03-11T06:30"]),
+        # at midnight, and by half an hour
+        ("America/Sao_Paulo", "0 0 * * *", "2018-11-03T12",
+         ["2018-11-04T03:00", "2018-11-05T02:00"]),
+        ("Australia/Lord_Howe", "15 2 * * *", "2024-10-05T12",
+         ["2024-10-05T15:30", "2024-10-06T15:15"]),
+        # a whole day that never was
+        ("Pacific/Apia", "0 12 * * *", "2011-12-29T00",
+         ["2011-12-29T22:00", "2011-12-30T10:00", "2011-12-30T22:00"]),
+    ],
+)  # fmt: skip
+async def test_a_local_time_that_is_skipped_fires_at_the_change(
+    world: CronRig, zone: str, expression: str, since: str, expected: list[str]
+) -> None:
+    await check_zone(world, zone, expression, since, expected)
 
 
-async def test_a_local_time_that_comes_twice_fires_once(world: CronRig) -> None:
-    world.clock.jump_ms(ms("2024-10-26T12:00:00") - world.clock.now_ms())
-    flow = await world.cron("30 2 * * *", "Europe/Berlin")
-    await world.to("2024-10-29T00:00:00")
-    assert await world.made(flow) == ["2024-10-27T00:30", "2024-10-28T01:30"]
+@pytest.mark.parametrize(
+    ("zone", "expression", "since", "expected"),
+    [
+        ("Europe/Berlin", "30 2 * * *", "2024-10-26T12",
+         ["2024-10-27T00:30", "2024-10-28T01:30"]),
+        ("America/New_York", "30 1 * * *", "2024-11-02T12",
+         ["2024-11-03T05:30", "2024-11-04T06:30"]),
+        ("America/Sao_Paulo", "30 23 * * *", "2018-02-17T12",
+         ["2018-02-18T01:30", "2018-02-19T02:30"]),
+        ("Australia/Lord_Howe", "45 1 * * *", "2024-04-06T00",
+         ["2024-04-06T14:45", "2024-04-07T15:15"]),
+    ],
+)  # fmt: skip
+async def test_a_local_time_that_comes_twice_fires_once(
+    world: CronRig, zone: str, expression: str, since: str, expected: list[str]
+) -> None:
+    await check_zone(world, zone, expression, since, expected)
+
+
+async def check_zone(
+    world: CronRig, zone: str, expression: str, since: str, expected: list[str]
+) -> None:
+    """The first runs of the schedule."""
+    world.clock.jump_ms(ms(since) - world.clock.now_ms())
+    flow = await world.cron(expression, zone)
+    await world.to(expected[-1])
+    assert await world.made(flow) == expected
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "delayed"])
@@ -145,6 +190,113 @@ async def test_of_missed_fire_times_the_latest_is_made_up_for_if_it_is_recent(
     assert run.triggered_by == "cron"
 
 
+async def test_a_fire_time_that_was_skipped_is_not_made_up_for(world: CronRig) -> None:
+    flow = await world.cron("0 * * * *", gated=True, skip_if_running=True)
+    await world.to("2024-03-30T14:00:00")  # 13:00 made a run, 14:00 was skipped
+    [run] = (await world.gateway.list_runs(RunQuery(project_id=PROJECT, limit=9)))[0]
+    await world.gateway.cancel(run.id, ADMIN, None)
+    world.clock.advance_ms(5 * MINUTE)
+    await world.crash_and_start()
+    assert await world.made(flow) == ["2024-03-30T13:00"]
+    await world.to("2024-03-30T15:00:00")
+    assert await world.made(flow) == ["2024-03-30T13:00", "2024-03-30T15:00"]
+
+
+async def test_a_fire_time_whose_run_was_removed_is_not_made_up_for(world: CronRig) -> None:
+    flow = await world.cron("0 * * * *")
+    await world.to("2024-03-30T13:00:00")
+    [run] = (await world.gateway.list_runs(RunQuery(project_id=PROJECT, limit=9)))[0]
+    await world.until(run.id, "completed")
+    await world.store.delete_runs([run.id], world.runtime._fence)
+    world.clock.advance_ms(5 * MINUTE)
+    await world.crash_and_start()
+    assert await world.made(flow) == []
+
+
+async def test_a_machine_that_slept_makes_up_for_the_latest_only(world: CronRig) -> None:
+    flow = await world.cron("*/20 * * * *")
+    old = await world.cron("5 13 * * *", name="x")
+    world.clock.advance_ms(2 * HOUR + 50 * MINUTE)  # at once: no timer fired on the way
+    world.runtime.timers.fire_due()
+    await world.settled()
+    assert await world.made(flow) == ["2024-03-30T14:50"]
+    assert await world.made(old) == []
+    await world.to("2024-03-30T15:00:00")
+    assert await world.made(flow) == ["2024-03-30T14:50", "2024-03-30T15:00"]
+
+
+async def test_a_clock_that_was_far_ahead_stops_nothing(world: CronRig) -> None:
+    flow = await world.cron("0 * * * *")
+    world.clock.jump_ms(1000 * HOUR)
+    world.runtime.timers.fire_due()
+    await world.settled()
+    ahead = await world.made(flow)
+    world.clock.jump_ms(-1000 * HOUR)
+    await world.crash_and_start()
+    await world.to("2024-03-30T13:00:00")
+    assert await world.made(flow) == ["2024-03-30T13:00", *ahead]
+
+
+async def test_a_fire_time_makes_one_run_though_two_servers_see_it(world: CronRig) -> None:
+    flow = await world.cron("0 * * * *")
+    first = world.runtime
+    await first.housekeeping.close()  # it hangs: its lease runs out
+    await world.start()
+    world.clock.advance_ms(HOUR)
+    first.timers.fire_due()
+    world.runtime.timers.fire_due()
+    await world.settled()
+    await wait_until(first.fenced.is_set, "the first learns that it was replaced")
+    assert await world.made(flow) == ["2024-03-30T13:00"]
+    await first.stop(0)
+
+
+async def test_what_was_decided_goes_with_its_workflow(world: CronRig) -> None:
+    async def kept() -> list[str]:
+        page = await world.store.list_records("cron", None, 10, None)
+        return [row.id for row in page.rows]
+
+    flow, other = await world.cron("0 * * * *"), await world.cron("0 * * * *", name="x")
+    await world.to("2024-03-30T13:00:00")
+    assert sorted(await kept()) == sorted([flow.id, other.id])
+    await world.runtime.catalog.delete_workflow(flow)
+    await world.settled()
+    assert await kept() == [other.id]
+    orphan = Record(kind="cron", project_id="p", id="gone", data=(await damaged(world, other)))
+    await world.store.put_record(orphan, world.runtime._fence)
+    await world.crash_and_start()
+    await world.to("2024-03-30T14:00:00")
+    assert await world.made(other) == ["2024-03-30T13:00", "2024-03-30T14:00"]
+
+
+async def damaged(world: CronRig, flow: Workflow) -> bytes:
+    """Spoils what is kept of a workflow; what it was."""
+    kept = await world.store.get_record("cron", flow.id)
+    assert kept is not None
+    await world.store.delete_record("cron", flow.id, world.runtime._fence)
+    spoiled = Record(kind="cron", project_id=PROJECT, id=flow.id, data=b"nonsense")
+    await world.store.put_record(spoiled, world.runtime._fence)
+    return kept.data
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_zone_has_one_fire_a_local_day(seed: int) -> None:
+    """Whatever a zone does to its clocks: as many fires as there are days, never two of one day."""
+    dice = random.Random(seed)
+    for zone in dice.sample(sorted(available_timezones()), 40):
+        minute, hour = dice.randrange(60), dice.randrange(24)
+        schedule = parse_cron(f"{minute} {hour} * * *", zone)
+        end = ms("2025-01-01T00:00:00")
+        at = schedule.next_after(ms("2024-01-01T00:00:00"))
+        found: list[int] = []
+        while at is not None and at < end:
+            found.append(at)
+            at = schedule.next_after(at)
+        gaps = {round((b - a) / HOUR) for a, b in pairwise(found)}
+        assert len(found) in {365, 366, 367}, (seed, zone, minute, hour, len(found))
+        assert gaps <= {22, 23, 24, 25, 26}, (seed, zone, minute, hour, gaps)
+
+
 async def test_what_is_older_than_an_hour_is_not_made_up_for(world: CronRig) -> None:
     flow = await world.cron("0 13 * * *")
     await world.stop()
@@ -184,10 +336,28 @@ async def test_a_fire_time_waits_for_a_store_that_is_away(
     flow = await world.cron("0 * * * *")
     world.store.away = True
     world.runtime.writer.is_away("the test says so")
-    world.clock.advance_ms(HOUR)
-    world.runtime.timers.fire_due()
-    await wait_until(lambda: bool(world.runtime.cron._tasks), "it has fired")
+    for _ in range(3):  # the later ones replace the earlier ones
+        world.clock.advance_ms(HOUR)
+        world.runtime.timers.fire_due()
+        await wait_until(lambda: bool(world.runtime.cron._tasks), "it has fired")
     world.store.away = False
     world.runtime.writer.is_back()
     await world.settled()
-    assert len(await world.made(flow)) == 1
+    assert await world.made(flow) == ["2024-03-30T15:00"]
+
+
+async def test_a_fire_time_is_given_up_after_an_hour_without_a_store(
+    world: CronRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilotage.actors.cron_triggers.RETRY_SECS", 0.01)
+    flow = await world.cron("0 13 * * *")
+    world.store.away = True
+    world.runtime.writer.is_away("the test says so")
+    world.clock.advance_ms(HOUR)
+    world.runtime.timers.fire_due()
+    await wait_until(lambda: bool(world.runtime.cron._tasks), "it has fired")
+    world.clock.advance_ms(HOUR + MINUTE)
+    await world.settled()
+    world.store.away = False
+    world.runtime.writer.is_back()
+    assert await world.made(flow) == []
