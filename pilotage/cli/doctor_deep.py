@@ -13,6 +13,7 @@ from functools import partial
 from pilotage.actors.api_keys import KIND as KEY_KIND, ApiKey
 from pilotage.actors.catalog_deleted import KIND as DELETED_KIND, Deleted
 from pilotage.actors.catalog_model import Job, Workflow, WorkflowVersion
+from pilotage.actors.cron_triggers import Decided
 from pilotage.persistence import codec
 from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.redis_check import Report, check_store
@@ -23,6 +24,7 @@ RECORDS: dict[str, Callable[[bytes], object]] = {
     "workflow": partial(codec.decode_definition, as_type=Workflow),
     "version": partial(codec.decode_definition, as_type=WorkflowVersion),
     "job": partial(codec.decode_definition, as_type=Job),
+    "cron": partial(codec.decode_definition, as_type=Decided),
     KEY_KIND: partial(codec.decode_record, as_type=ApiKey),
     DELETED_KIND: partial(codec.decode_record, as_type=Deleted),
 }

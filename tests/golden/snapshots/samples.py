@@ -9,6 +9,7 @@ import msgspec
 from pilotage.actors.api_keys import ApiKey
 from pilotage.actors.catalog_deleted import Deleted
 from pilotage.actors.catalog_model import Job, Workflow, WorkflowVersion
+from pilotage.actors.cron_triggers import Decided
 from pilotage.actors.event_hub import KeptEvent
 from pilotage.actors.idempotency import Remembered
 from pilotage.actors.job_runs import JobRunRecord, LogLine, Progress
@@ -196,6 +197,9 @@ SAMPLES: dict[str, Any] = {
         updated_at_ms=AT + 1,
         revision=2,
     ),
+    "definition-cron": Decided(
+        id=CHILD_ID, project_id="project-1", created_at_ms=AT, fire_ms=AT + 1, revision=3
+    ),
     "record-attempt": JobRunRecord(
         job="charge",
         status=JobRunStatus.FAILED,
@@ -234,6 +238,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "definition-workflow": Workflow,
     "definition-version": WorkflowVersion,
     "definition-job": Job,
+    "definition-cron": Decided,
     "record-attempt": JobRunRecord,
     "record-key": ApiKey,
     "record-answer": Remembered,
