@@ -104,6 +104,9 @@ async def _first_or_again(
 ) -> ASGIResponse:
     known = await _known(api, idempotency)
     if known is not None:
+        if not api.gateway.ready:
+            # It may be stored and not yet known to be: what is read meanwhile is from before.
+            raise UnavailableError("the store is away; try again")
         return await _replay(api, known, again, location)
     answer = await act(idempotency)
     if not answer.stored and answer.status < 300:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import Sequence
 
 import httpx
 import pytest
 
+from pilotage.actors.idempotency import Idempotency
+from pilotage.actors.principal import ADMIN
 from pilotage.persistence.memory import MemoryServer, MemoryStore
+from pilotage.persistence.port import RunWrite, StoreUnavailableError, Verdict
 from tests.http.conftest import (
     ADMIN_KEY,
     PROJECT,
@@ -18,6 +23,7 @@ from tests.http.conftest import (
     trigger,
     wait_status,
 )
+from tests.support.waiting import wait_until
 
 KEY = {"Idempotency-Key": "k-1"}
 
@@ -231,3 +237,45 @@ async def test_a_large_answer_is_given_again_too(client: httpx.AsyncClient) -> N
     for _ in range(2):
         answer = await client.post(path, headers={**KEY, "Prefer": "return=representation"})
         assert answer.json()["status"] == "paused"
+
+
+class ReplyLost(MemoryStore):
+    """Writes, and does not tell so while `lost`."""
+
+    lost = False
+
+    async def commit(self, batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        verdicts = await super().commit(batch, fence)
+        if self.lost:
+            raise StoreUnavailableError("the reply was lost")
+        return verdicts
+
+
+async def test_no_answer_is_given_again_before_its_change_can_be_read(
+    start_server: StartServer,
+) -> None:
+    store = ReplyLost()
+    server = await start_server(store)
+    client = await server.member()
+    await define(client, "w", [approval("gate")])
+    run = await trigger(client, "w")
+    path = f"/v1/workflow-runs/{run['id']}"
+    first = Idempotency(
+        key=f"POST {path}/pause k",
+        request_hash=hashlib.sha256(b"\0{}").hexdigest(),
+        project_id=PROJECT,
+    )
+    store.lost = True
+    pausing = asyncio.create_task(server.runtime.gateway.pause(run["id"], ADMIN, idempotency=first))
+    await wait_until(lambda: not server.runtime.ready, "the reply was missed")
+    assert await store.idempotency(PROJECT, first.key) is not None, "it is stored"
+    key = {"Idempotency-Key": "k"}
+    answer = await client.post(f"{path}/pause", headers=key)
+    assert answer.status_code == 503
+    assert "Retry-After" in answer.headers
+    store.lost = False
+    await pausing
+    await wait_until(lambda: server.runtime.ready, "it is known")
+    answer = await client.post(f"{path}/pause", headers=key)
+    assert answer.headers["idempotency-replayed"] == "true"
+    assert (await client.get(path)).json()["status"] == "paused"
