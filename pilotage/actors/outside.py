@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import ref
 
 from pykka import ActorDeadError
 
@@ -92,7 +93,7 @@ class Outside:
 
     def __init__(self, services: Services, actor: RunActor) -> None:
         self._services = services
-        self._actor = actor
+        self._actor = ref(actor)  # which owns this: the other way round neither would be freed
         self._queue: deque[tuple[str | None, Effect]] | None = None  # most runs never need it
         self._task: asyncio.Task[None] | None = None
 
@@ -106,19 +107,24 @@ class Outside:
         """Whether nothing is on its way to others."""
         return not self._queue
 
+    def _owner(self) -> RunActor:
+        actor = self._actor()
+        assert actor is not None  # nobody else calls, and the task below keeps it
+        return actor
+
     @property
     def _run_id(self) -> str:
-        return self._actor.actor_urn
+        return self._owner().actor_urn
 
     @property
     def _state(self) -> RunState:
-        state = self._actor.published
+        state = self._owner().published
         assert state is not None  # effects come after the first stored state
         return state
 
     def do_all(self, effects: Iterable[Effect], outbox: Mapping[str, Effect]) -> None:
         """Do the effects in order; `outbox` names the messages among them."""
-        ids = {id(message): key for key, message in outbox.items()}
+        ids = {id(message): key for key, message in outbox.items()} if outbox else {}
         for effect in effects:
             at_once = self._AT_ONCE.get(type(effect))
             if at_once is not None:
@@ -151,6 +157,7 @@ class Outside:
     def _start_attempt(self, effect: StartAttempt) -> None:
         state, i = self._state, effect.step
         spec = state.graph.steps[i]
+        name = job_run_id(state.id, i, effect.attempt)
         attempt = Attempt(
             project_id=state.head.project_id,
             run_id=state.id,
@@ -158,13 +165,11 @@ class Outside:
             step_ref=spec.step_ref,
             attempt=effect.attempt,
             job=effect.job,
-            job_run_id=job_run_id(state.id, i, effect.attempt),
+            job_run_id=name,
             input=effect.input,
             timeout_secs=effect.timeout_secs,
             output_transform=spec.output_transform,
-            traceparent=traceparent(
-                state.id, state.head.trace, job_run_id(state.id, i, effect.attempt)
-            ),
+            traceparent=traceparent(state.id, state.head.trace, name),
         )
         self._services.executors.start(attempt, self._reporter(i, effect.attempt))
 
@@ -226,7 +231,10 @@ class Outside:
         """When an attempt that was held back times out, if that is not yet: its time is armed when
         it is dispatched, and what holds it back must not burn it. None: it is due.
         """
-        step = self._state.step(i)
+        actor = self._actor()
+        if actor is None or actor.published is None:  # being made again: it is to decide
+            return None
+        step = actor.published.step(i)
         if step.status is not StepStatus.RUNNING:
             return None
         due = self._services.executors.times_out_ms(self._run_id, i, step.attempt)
@@ -263,9 +271,12 @@ class Outside:
             self._queue = deque()
         self._queue.append((message_id, effect))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work(), name=f"outside {self._run_id}")
+            self._task = asyncio.create_task(
+                self._work(self._owner()), name=f"outside {self._run_id}"
+            )
 
-    async def _work(self) -> None:
+    async def _work(self, actor: RunActor) -> None:
+        """`actor`: kept until the work is done, or was stopped."""
         queue = self._queue
         while queue:
             message_id, effect = queue[0]
@@ -273,7 +284,7 @@ class Outside:
             queue.popleft()
             if message_id is not None:
                 self._services.directory.notify(self._run_id, Delivered(message_id=message_id))
-        self._services.directory.notify(self._run_id, RELEASE)
+        self._services.directory.notify(actor.actor_urn, RELEASE)
 
     async def _insist(self, effect: Effect, message_id: str | None) -> None:
         """Do it, again and again while the receiver cannot take it."""

@@ -134,7 +134,7 @@ class RunActor(LoopActor):
             self._do(result.effects)
             return self._answer(result.reply, reply)
         batch = self._dirty()
-        reply = reply or self.defer_reply()
+        reply = reply or self._asker()
         if result.events:
             batch.add(before, result)
             self._working = result.state
@@ -144,8 +144,14 @@ class RunActor(LoopActor):
             batch.effects.extend(result.effects)
         if remember is not None:
             batch.remember, batch.remembering = remember, reply
-        batch.replies.append((reply, result.reply))
+        if reply is not None:
+            batch.replies.append((reply, result.reply))
         return None
+
+    def _asker(self) -> DeferredReply | None:
+        """Who is answered once it is stored; nobody, if the present message was told."""
+        envelope = self.cell.current
+        return None if envelope is None or envelope.reply_to is None else self.defer_reply()
 
     def _answer(self, result: Reply | Rejection, reply: DeferredReply | None) -> Answer | None:
         """Answer now, or with the batch that the result may rest on."""
@@ -154,8 +160,8 @@ class RunActor(LoopActor):
             if reply is None:
                 return answer
             reply.answer(answer)
-        else:
-            self._dirty().replies.append((reply or self.defer_reply(), result))
+        elif (reply := reply or self._asker()) is not None:
+            self._dirty().replies.append((reply, result))
         return None
 
     def _dirty(self) -> Batch:
@@ -191,7 +197,8 @@ class RunActor(LoopActor):
         if kept:
             batch = self._dirty()
             batch.job_runs.update(changed)
-            batch.replies.append((self.defer_reply(), Done()))
+            if (reply := self._asker()) is not None:
+                batch.replies.append((reply, Done()))
             self._working = touched(self._working)
 
     def _delivered(self, message: Delivered) -> None:
@@ -268,7 +275,8 @@ class RunActor(LoopActor):
             return
         self.published = self._working
         self._acknowledged = None
-        self.restore_outbox(batch.outbox)
+        if batch.outbox:
+            self.restore_outbox(batch.outbox)
         self._outside.do_all(batch.effects, batch.outbox)
         if batch.forgotten and batch.remembering is not None:
             batch.remembering.fail(UnavailableError(f"it was done, but {TOO_MANY_KEYS}", 60))

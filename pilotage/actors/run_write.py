@@ -88,7 +88,7 @@ def run_write(
             workflow_id=head.workflow_id,
             created_at_ms=head.created_at_ms,
             status=vitals.status,
-            tags=tuple(f"{k}:{v}" for k, v in head.tags.items()),
+            tags=tuple([f"{k}:{v}" for k, v in head.tags.items()]) if head.tags else (),
             due_ms=vitals.expires_at_ms,
             parent_run_id=head.parent_run_id,
             keep_until_ms=keep_until,

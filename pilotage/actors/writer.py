@@ -195,6 +195,6 @@ class Writer:
 
 def _size(write: RunWrite) -> int:
     size = len(write.vitals) + len(write.blob or b"") + len(write.head or b"")
-    size += sum(len(item.data) for item in write.history)
+    size += sum([len(item.data) for item in write.history])
     size += sum(map(len, write.steps.values())) + sum(map(len, write.job_runs.values()))
     return size + sum(map(len, write.outbox_add.values()))

@@ -53,7 +53,11 @@ def entries(before_seq: int, graph: StepGraph, events: Sequence[Event]) -> list[
     A run keeps `HISTORY_LIMIT` items, then one `truncated`, then no more.
     """
     room = max(0, HISTORY_LIMIT - before_seq)
-    items = [_entry(graph, before_seq + 1 + k, e) for k, e in enumerate(events[:room])]
+    now = rfc3339(events[0].at_ms) if events else ""  # nearly always that of all of them
+    items = [
+        _entry(graph, before_seq + k, e, now if e.at_ms == events[0].at_ms else rfc3339(e.at_ms))
+        for k, e in enumerate(events[:room], 1)
+    ]
     if len(events) > room and before_seq <= HISTORY_LIMIT:
         items.append(
             HistoryEntry(
@@ -67,7 +71,7 @@ def entries(before_seq: int, graph: StepGraph, events: Sequence[Event]) -> list[
     return items
 
 
-def _entry(graph: StepGraph, seq: int, event: Event) -> HistoryEntry:
+def _entry(graph: StepGraph, seq: int, event: Event, at: str) -> HistoryEntry:
     kind = type(event)
     name = _names.get(kind)
     if name is None:
@@ -76,7 +80,7 @@ def _entry(graph: StepGraph, seq: int, event: Event) -> HistoryEntry:
     reason, data = details(event) if details is not None else (None, None)
     return HistoryEntry(
         seq=seq,
-        at=rfc3339(event.at_ms),
+        at=at,
         type=name,
         step_ref=graph.steps[event.step].step_ref if isinstance(event, StepEvent) else None,
         attempt=getattr(event, "attempt", None) or None,

@@ -133,7 +133,7 @@ def step(state: RunState, command: Command, now: int) -> Transition | Rejection:
         events=tuple(d.events),
         effects=effects,
         reply=reply,
-        changed=tuple(i for i, before in d.before.items() if d.step(i) != before),
+        changed=tuple([i for i, before in d.before.items() if d.step(i) != before]),
     )
 
 
@@ -178,7 +178,7 @@ def _effects(d: Draft, state: RunState) -> tuple[Effect, ...]:
                 if after.due_ms is None
                 else ScheduleTimer(step=i, due_ms=after.due_ms)
             )
-    out.extend(effect for effect in d.effects if _still_meant(d, effect))
+    out += [effect for effect in d.effects if _still_meant(d, effect)]
     out.extend(timers)
     _run_timer(d, state, out)
     return tuple(out)
@@ -211,15 +211,17 @@ def _taken_back(d: Draft, i: int, before: StepState, after: StepState, out: list
 
 def _still_meant(d: Draft, effect: Effect) -> bool:
     """False for a start that the same transition took back (the run ended in it)."""
-    if isinstance(effect, StartAttempt | StartChild):
+    if isinstance(effect, _OF_RUNNING):
         return d.step(effect.step).status is StepStatus.RUNNING
     if isinstance(effect, ParkEvent):
         return d.step(effect.step).wait is WaitingFor.EVENT
     if isinstance(effect, RequestSlot):
         return d.step(effect.step).wait is WaitingFor.JOB_LIMIT
-    if isinstance(effect, TellChild):
-        return d.step(effect.step).status is StepStatus.RUNNING
     return True
+
+
+_OF_RUNNING = (StartAttempt, StartChild, TellChild)
+"""Effects that are meant while their step runs."""
 
 
 def _run_timer(d: Draft, state: RunState, out: list[Effect]) -> None:

@@ -113,12 +113,23 @@ class JobContext:
         elif number == MAX_LOG_LINES:
             self._emit(Logged("warning", f"only {MAX_LOG_LINES} lines are kept", None))
 
+    def detach(self) -> None:
+        """Used by the executor when the attempt is over: what is said from now on goes nowhere.
+
+        Context and attempt know each other; parted, both are freed at once, without the collector.
+        """
+        self._emit = _nowhere
+
     def cancel(self) -> None:
         """Used by the executor when the attempt is told to stop."""
         with self._lock:
             self._cancelled = True
             if self._event is not None:
                 self._event.set()
+
+
+def _nowhere(_: Report) -> None:
+    """What an attempt says that is over."""
 
 
 def printable(text: str, max_chars: int = MAX_LOG_CHARS) -> str:

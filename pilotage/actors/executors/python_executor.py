@@ -80,6 +80,7 @@ class PythonExecutor:
         if running is not None:
             running.over = True
             running.context.cancel()
+            running.context.detach()
             self._runners[running.job.kind].stop(running)
             if timed_out:
                 _LOG.warning(
@@ -149,3 +150,4 @@ class PythonExecutor:
             if progress is not None:
                 running.report(progress)
             running.report(outcome)
+            running.context.detach()
