@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Container, Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from pilotage.runtime.state import RunState, RunVitals
 from pilotage.runtime.views import RunView, StepView, run_view, step_views
 
 T = TypeVar("T")
+_encode = msgspec.json.Encoder().encode
 
 MAX_PAYLOADS = 4 << 20
 """Bytes of payloads that one page shows of runs in memory; the store bounds what it reads."""
@@ -29,13 +30,24 @@ MAX_PAYLOAD_KEPT = 1_024
 """A view holds on to its payload: what is kept is bounded by both."""
 
 
+class ShownRun:
+    """A run as it is shown, and the same as JSON; made of `vitals`."""
+
+    __slots__ = ("json", "view", "vitals")
+
+    def __init__(self, vitals: RunVitals, view: RunView) -> None:
+        self.vitals = vitals
+        self.view = view
+        self.json = msgspec.Raw(_encode(view))
+
+
 class RunReader:
     """What of a run is in memory is read there, everything else in the store."""
 
     def __init__(self, store: Store, supervisor: Supervisor) -> None:
         self.store = store
         self._supervisor = supervisor
-        self._views: dict[str, tuple[RunVitals, RunView]] = {}
+        self._kept: dict[str, ShownRun] = {}
 
     async def get_run(self, run_id: str, principal: Principal) -> RunState:
         """The newest stored state; `NotFoundError` for what the caller may not see."""
@@ -72,38 +84,47 @@ class RunReader:
         return self.view(await self.get_run(run_id, principal))
 
     def view(self, state: RunState) -> RunView:
-        """The same view again while the run has not moved: lists and clients that poll."""
-        kept = self._views.get(state.id)
-        if kept is not None and kept[0] is state.vitals and not self._supervisor.quarantined:
-            return kept[1]
+        return self.shown(state).view
+
+    def shown(self, state: RunState) -> ShownRun:
+        """The same again while the run has not moved: lists and clients that poll."""
         head, vitals = state.head, state.vitals
-        if state.id in self._supervisor.quarantined:
-            return run_view(head, vitals, quarantined=True)
-        view = run_view(head, vitals)
-        if head.payload is None or len(head.payload) <= MAX_PAYLOAD_KEPT:
-            if len(self._views) >= VIEWS_KEPT:
-                self._views.clear()
-            self._views[state.id] = vitals, view
-        return view
+        quarantined = self._supervisor.quarantined
+        kept = self._kept.get(head.id)
+        if kept is not None and kept.vitals is vitals and not quarantined:
+            return kept
+        view = run_view(head, vitals, quarantined=head.id in quarantined)
+        shown = ShownRun(vitals, view)
+        if not view.quarantined and len(head.payload or b"") <= MAX_PAYLOAD_KEPT:
+            if len(self._kept) >= VIEWS_KEPT:
+                self._kept.clear()
+            self._kept[head.id] = shown
+        return shown
 
     async def list_runs(self, query: RunQuery) -> tuple[list[RunView], tuple[int, str] | None]:
         """A page of runs, newest first, and where the next one starts."""
-        here = _InMemory(self._supervisor)
-        page = await self._stored(lambda: self.store.list_runs(query, here.has))
+        runs, next_after = await self.shown_page(query)
+        return [run.view for run in runs], next_after
+
+    async def shown_page(self, query: RunQuery) -> tuple[list[ShownRun], tuple[int, str] | None]:
+        """As `list_runs`, encoded; of runs that have not moved nothing is encoded again."""
+        here = _InMemory(self, self._supervisor)
+        page = await self._stored(lambda: self.store.list_runs(query, here.known))
         quarantined = self._supervisor.quarantined
-        views: list[RunView] = []
+        runs: list[ShownRun] = []
         for row in page.rows:
-            state = here.states.get(row.run_id)
-            if state is not None:
-                views.append(self.view(state))
+            shown = here.shown.get(row.run_id)
+            if shown is not None:
+                runs.append(shown)
                 continue
             try:
                 head, vitals = codec.decode_head(row.head), codec.decode_vitals(row.vitals)
             except codec.SnapshotError as error:  # it must not take the whole page with it
                 self._supervisor.quarantine_unreadable(row.run_id, error)
             else:
-                views.append(run_view(head, vitals, quarantined=row.run_id in quarantined))
-        return views, page.next_after
+                view = run_view(head, vitals, quarantined=row.run_id in quarantined)
+                runs.append(ShownRun(vitals, view))
+        return runs, page.next_after
 
     async def steps(self, run_id: str, principal: Principal) -> list[StepView]:
         return step_views(await self.get_run(run_id, principal))
@@ -157,18 +178,21 @@ class RunReader:
 class _InMemory:
     """The runs of one page that need not be read, as they are when the page is made."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, reader: RunReader, supervisor: Supervisor) -> None:
+        self._reader = reader
         self._published = supervisor.published
-        self._payload_bytes = 0
-        self.states: dict[str, RunState] = {}
+        self.shown: dict[str, ShownRun] = {}
 
-    def has(self, run_id: str) -> bool:
-        state = self._published(run_id)
-        if state is None or self._payload_bytes > MAX_PAYLOADS:
-            return False
-        self._payload_bytes += len(state.head.payload or b"")
-        self.states[run_id] = state
-        return True
+    def known(self, run_ids: Sequence[str]) -> Container[str]:
+        payload_bytes, published, show = 0, self._published, self._reader.shown
+        for run_id in run_ids:
+            state = published(run_id)
+            if state is not None:
+                self.shown[run_id] = show(state)
+                payload_bytes += len(state.head.payload or b"")
+                if payload_bytes > MAX_PAYLOADS:
+                    break
+        return self.shown
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,6 +31,13 @@ _MAX_CURSOR = 512
 _MAX_NUMBER = 1 << 53
 _NO_FILTER = frozenset({"cursor", "limit"})
 _REFUSED = re.compile(rb"q\s*=\s*0(?:\.0*)?")
+
+
+@lru_cache(maxsize=256)
+def _kept_of(pairs: tuple[tuple[str, str], ...]) -> str:
+    """What of a query the next page has too. Cursors need no escaping; clients repeat the rest."""
+    kept = [pair for pair in pairs if pair[0] != "cursor"]
+    return f"{urlencode(kept)}&" if kept else ""
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -88,10 +96,10 @@ class Listing:
         return WholeAnswer(msgspec.json.encode(body), 200, headers, media_type)
 
     def _next_url(self, cursor: str) -> str:
-        pairs = [p for p in self._query.pairs if p[0] != "cursor"]
-        url = self._request.base_url
-        root = f"{url.scheme}://{url.netloc}{self._request.scope['path']}"
-        return f"{root}?{urlencode([*pairs, ('cursor', cursor)])}"
+        scope = self._request.scope
+        host = call_of(scope).header(b"host") or self._request.base_url.netloc
+        root = f"{scope['scheme']}://{host}{scope['path']}"
+        return f"{root}?{_kept_of(tuple(self._query.pairs))}cursor={cursor}"
 
     def _seal(self, position: Position) -> str:
         data = msgspec.msgpack.encode(position)

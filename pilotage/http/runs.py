@@ -148,8 +148,8 @@ async def answer_list(
     listing = Listing(request, query, project_id, always_page=as_page)
     run_query = msgspec.structs.replace(run_query, after=listing.after)
     await refuse_wrong(request)
-    rows, next_after = await api_of(request).gateway.list_runs(run_query)
-    return listing.answer(rows, next_after)
+    runs, next_after = await api_of(request).gateway.shown_page(run_query)
+    return listing.answer([run.json for run in runs], next_after)
 
 
 class RunsController(Controller):

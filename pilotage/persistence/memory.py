@@ -245,11 +245,13 @@ class MemoryStore:
         found.sort(key=lambda item: item[0], reverse=True)
         if query.after is not None:
             found = [item for item in found if item[0] < query.after]
+        page = [(run_id, run) for (_, run_id), run in found[: query.limit]]
+        left_out = known([run_id for run_id, _ in page])
         rows = [
             RunRow(run_id=run_id, head=b"", vitals=b"")
-            if known(run_id)
+            if run_id in left_out
             else RunRow(run_id=run_id, head=run.head, vitals=run.vitals)
-            for (_, run_id), run in found[: query.limit]
+            for run_id, run in page
         ]
         more = len(found) > query.limit
         return RunPage(rows=rows, next_after=found[query.limit - 1][0] if more else None)

@@ -15,7 +15,7 @@ Everything is bytes here: `pilotage.persistence.codec` turns runs and records in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -160,12 +160,12 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     vitals: bytes
 
 
-Known = Callable[[str], bool]
-"""Whether the asker has the run with this id."""
+Known = Callable[[Sequence[str]], Container[str]]
+"""Which of the runs with these ids the asker has. Asked once a page, with all of them."""
 
 
-def nothing_known(_: str) -> bool:
-    return False
+def nothing_known(_: Sequence[str]) -> Container[str]:
+    return ()
 
 
 class RunQuery(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,8 +21,9 @@ from pilotage.persistence.port import (
     RevisionError,
     SlugTakenError,
 )
-from pilotage.persistence.redis_link import Argument, RedisLink
+from pilotage.persistence.redis_link import RedisLink
 from pilotage.persistence.redis_runs import MAX_IDEMPOTENCY_RECORDS
+from pilotage.persistence.redis_wire import Argument
 
 MAX_BUFFERED_EVENTS: Final = 10_000
 MAX_CLAIMED_EVENTS: Final = 10_000

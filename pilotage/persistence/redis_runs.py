@@ -45,7 +45,8 @@ from pilotage.persistence.port import (
     Verdict,
     nothing_known,
 )
-from pilotage.persistence.redis_link import Argument, RedisLink
+from pilotage.persistence.redis_link import RedisLink
+from pilotage.persistence.redis_wire import Argument
 from pilotage.runtime.status import RunStatus
 
 _log = logging.getLogger("pilotage.store")
@@ -216,10 +217,10 @@ class RedisRuns:
         arguments += [letter for _, letter in indexes]
         keys = [key for key, _ in indexes]
         last, found = await self._link.read(scripts_runs.PAGE, keys, arguments)
-        places = [position(key.decode()) for key in found]
-        rows, read = await self._rows([run_id for _, run_id in places], known)
-        if read < len(places):
-            return RunPage(rows=rows, next_after=places[read - 1])
+        run_ids = [key[TIME_DIGITS:].decode() for key in found]
+        rows, read = await self._rows(run_ids, known)
+        if read < len(found):
+            last = found[read - 1]
         return RunPage(rows=rows, next_after=position(last.decode()) if last else None)
 
     def _indexes(self, query: RunQuery) -> list[tuple[str, str]]:
@@ -235,7 +236,8 @@ class RedisRuns:
 
     async def _rows(self, run_ids: Sequence[str], known: Known) -> tuple[list[RunRow], int]:
         """The rows of those runs that are there, and how many ids they are of."""
-        wanted = [run_id for run_id in run_ids if not known(run_id)]
+        left_out = known(run_ids)
+        wanted = [run_id for run_id in run_ids if run_id not in left_out]
         parts_of = await self._parts(wanted) if wanted else {}
         if len(parts_of) < len(wanted):  # as much as one page may be
             run_ids = run_ids[: run_ids.index(wanted[len(parts_of)])]
