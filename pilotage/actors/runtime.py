@@ -8,7 +8,6 @@ shut down. A process that loses its fence stops moving runs at once (`fenced`).
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import secrets
@@ -20,6 +19,7 @@ from pilotage.actors.admission import Admission, JobKey
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
 from pilotage.actors.catalog_model import Job, Workflow
+from pilotage.actors.collector import without_collection
 from pilotage.actors.creation import Creation, too_many
 from pilotage.actors.cron_triggers import CronTriggers
 from pilotage.actors.errors import NotFoundError, UnavailableError
@@ -286,13 +286,8 @@ class Runtime:
         )
 
     async def _recover(self) -> None:
-        gc.disable()
-        try:
+        with without_collection():
             count = await recover(self.store, self.supervisor, self.services, self._run_limit)
-        finally:
-            gc.collect()
-            gc.freeze()
-            gc.enable()
         if count:
             logger.info("%d active runs recovered", count)
 
