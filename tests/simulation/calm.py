@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pilotage.actors.runtime import Runtime
@@ -18,8 +18,9 @@ from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 from pilotage.runtime.views import step_views
 from tests.simulation.ledger import Shadow, ViolationError, is_limited
 
-LOOKS = 90
+LOOKS = 4
 LOOK_SECS = 0.4
+PATIENCE_SECS = 36.0
 """What could not be delivered while the store was away is tried again every 30 s at the latest."""
 
 if TYPE_CHECKING:
@@ -73,34 +74,48 @@ async def nothing_stands_still(world: World) -> None:
     assert server is not None
     if server.runtime.supervisor.quarantined:
         raise ViolationError(f"quarantined: {dict(server.runtime.supervisor.quarantined)}")
-    found = set(_all_that_stands(world, server.runtime))
-    for _ in range(LOOKS):
-        if not found:
-            return
+    away = world.plan.outages or world.plan.partitions
+    await _persisting(world, _unmoved, LOOKS * LOOK_SECS)
+    await _persisting(world, _undelivered, PATIENCE_SECS if away else PATIENCE_SECS / 6)
+
+
+async def _persisting(
+    world: World, look: Callable[[World, Runtime], Iterator[str]], secs: float
+) -> None:
+    server = world.servers.current
+    assert server is not None
+    found, until = set(look(world, server.runtime)), world.loop.now + secs
+    while found and world.loop.now < until:
         await asyncio.sleep(LOOK_SECS)
-        found &= set(_all_that_stands(world, server.runtime))
+        found &= set(look(world, server.runtime))
     if found:
         raise ViolationError("; ".join(sorted(found)))
 
 
-def _all_that_stands(world: World, runtime: Runtime) -> Iterator[str]:
+def _unmoved(world: World, runtime: Runtime) -> Iterator[str]:
     for run in active_runs(world):
         for problem in _standing(world, runtime, run):
+            yield f"run {run.head.id} ({run.vitals.status}): {problem}"
+    yield from _unused_slots(world)
+
+
+def _undelivered(world: World, _: Runtime) -> Iterator[str]:
+    """What goes from run to run, and early events."""
+    for run in active_runs(world):
+        for problem in (*_orphaned(world, run), *_apart(world, run)):
             yield f"run {run.head.id} ({run.vitals.status}): {problem}"
     for run_id, stored in world.store.runs.items():
         for message_id in stored.outbox:
             yield f"run {run_id}: message {message_id} of its outbox is not delivered"
-    yield from _unused_slots(world)
     yield from _untaken_events(world)
 
 
 def _standing(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
     yield from _not_armed(world, runtime, run)
-    yield from _orphaned(world, run)
     state = run.state
     for i, step in enumerate(run.steps):
         if step.status is StepStatus.RUNNING:
-            yield from _running(world, runtime, run, i)
+            yield from _running(runtime, run, i)
         elif step.status is StepStatus.PENDING and run.vitals.status is RunStatus.RUNNING:
             yield from _held(run, i)
         elif _is_left_out(state, i):
@@ -135,7 +150,8 @@ def _not_armed(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
                 continue  # its delay had ended already when the clock was set back
             key = (run_id, RUN_TIMER if effect.step is None else effect.step)
             due = runtime.timers.due_ms(key)
-            if due is None or due > effect.due_ms:
+            # an attempt keeps its seconds when the clock is set forward
+            if due is None or (due > effect.due_ms and not world.plan.jumps):
                 yield f"the timer of step {effect.step} is {due}, not {effect.due_ms}"
         elif isinstance(effect, ParkEvent):
             parked = runtime.hub._parked.get((run.head.project_id, effect.event_key), {})
@@ -143,18 +159,24 @@ def _not_armed(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
                 yield f"step {effect.step} is not parked on {effect.event_key}"
 
 
-def _running(world: World, runtime: Runtime, run: Shadow, i: int) -> Iterator[str]:
-    step, run_id = run.steps[i], run.head.id
-    if run.graph.steps[i].step_type is StepType.JOB:
-        key = (run_id, i, step.attempt)
-        if not step.accepted and key not in runtime.executors._entries:
-            yield f"attempt {step.attempt} of step {i} is not in progress anywhere"
-        return
-    child = world.ledger.runs.get(step.child_run_id or "")
-    if child is None:
-        yield f"the child of step {i} does not exist"
-    elif child.vitals.status.is_terminal:
-        yield f"the child of step {i} is {child.vitals.status} and the step does not know"
+def _running(runtime: Runtime, run: Shadow, i: int) -> Iterator[str]:
+    step = run.steps[i]
+    is_job = run.graph.steps[i].step_type is StepType.JOB
+    key = (run.head.id, i, step.attempt)
+    if is_job and not step.accepted and key not in runtime.executors._entries:
+        yield f"attempt {step.attempt} of step {i} is not in progress anywhere"
+
+
+def _apart(world: World, run: Shadow) -> Iterator[str]:
+    """A step that runs a child has one that runs, too."""
+    for i, step in enumerate(run.steps):
+        if step.status is not StepStatus.RUNNING or step.child_run_id is None:
+            continue
+        child = world.ledger.runs.get(step.child_run_id)
+        if child is None:
+            yield f"the child of step {i} does not exist"
+        elif child.vitals.status.is_terminal:
+            yield f"the child of step {i} is {child.vitals.status} and the step does not know"
 
 
 def _held(run: Shadow, i: int) -> Iterator[str]:
