@@ -23,7 +23,7 @@ import redis.asyncio
 import uvloop
 from litestar import Litestar, get, post
 
-from benchmarks._actors import PROJECT, chain, make_workflow, running, start_run
+from benchmarks._actors import PROJECT, chain, finish, make_workflow, running, start_run
 from pilotage.actors.principal import ADMIN, SCOPES
 from pilotage.http.app import create_app
 from pilotage.http.server import serve_app
@@ -33,6 +33,7 @@ from pilotage.runtime.views import RunView
 
 RUNS = 200
 """Active runs that are there before anything is asked; more come by the triggers."""
+PAGE = 50
 
 
 class Where(msgspec.Struct):
@@ -45,6 +46,8 @@ class Where(msgspec.Struct):
     run_id: str = "0199a3c4-7e21-7000-8000-000000010000"
     workflow_id: str = "orders"
     chain_id: str = "three"
+    finished_id: str = "finished"
+    """Its runs, a page of them, have all ended."""
 
 
 def noop(_: dict[str, Any]) -> dict[str, int]:
@@ -58,12 +61,20 @@ async def ours() -> AsyncGenerator[Where]:
         flow = await make_workflow(runtime, "orders", [gate])
         three = await make_workflow(runtime, "three", chain(3, "inline_noop"))
         ids = [await start_run(runtime, flow) for _ in range(RUNS)]
+        ending = await make_workflow(runtime, "finished", chain(1, "inline_noop"))
+        for _ in range(PAGE):
+            await finish(runtime, await start_run(runtime, ending))
         _, key = await runtime.catalog.keys.create(
             name="benchmark", project_id=PROJECT, scopes=SCOPES, by=ADMIN
         )
         server = await serve_app(create_app(runtime.gateway, runtime.settings), "127.0.0.1", 0)
         yield Where(
-            port=server.port, key=key, run_id=ids[-1], workflow_id=flow.id, chain_id=three.id
+            port=server.port,
+            key=key,
+            run_id=ids[-1],
+            workflow_id=flow.id,
+            chain_id=three.id,
+            finished_id=ending.id,
         )
         await server.stop()
 
@@ -87,7 +98,7 @@ def same_view(number: int) -> RunView:
 
 @asynccontextmanager
 async def bare() -> AsyncGenerator[Where]:
-    view, fifty = same_view(0), [same_view(i) for i in range(50)]
+    view, fifty = same_view(0), [same_view(i) for i in range(PAGE)]
 
     @get("/v1/workflow-runs/{run_id:str}")
     async def read(run_id: str) -> RunView:

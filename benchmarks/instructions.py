@@ -22,12 +22,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 import pilotage
-from benchmarks._actors import PROJECT, chain, left, make_workflow, start_run
+from benchmarks._actors import chain, left, make_workflow, start_run
 from benchmarks.core_transition import NOW, OUTPUT, chain as chain_graph, head, wide
 from benchmarks.store_commit import Run as WrittenRun
 from pilotage.actors.catalog_model import Workflow
@@ -72,7 +72,7 @@ class Counting:
         self._c_calls = 0
         self._counted: dict[str, bool] = {}
 
-    def __enter__(self) -> Counting:
+    def __enter__(self) -> Self:
         sys.setprofile(self._profile)
         sys.settrace(self._called)
         return self
@@ -184,10 +184,14 @@ GATE = {"step_ref": "gate", "step_type": "approval", "approval_timeout_secs": 3_
 REPEATS = 20
 
 
+def noop(_: dict[str, Any]) -> dict[str, int]:
+    return {"ok": 1}
+
+
 async def _in_process() -> dict[str, Count]:
     """Whole runs: actors, writer, codec, executors, timers."""
     registry = JobRegistry()
-    registry.register(lambda _: {"ok": 1}, name="inline_noop", inline=True)
+    registry.register(noop, name="inline_noop", inline=True)
     runtime = Runtime(settings=Settings(), registry=registry, store=MemoryStore())
     await runtime.start()
     try:
