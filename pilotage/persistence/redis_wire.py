@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, cast
@@ -74,10 +75,16 @@ class Address:
         def make() -> Wire:
             return Wire(loop, timeout_secs, eager=eager)
 
-        if self._path is not None:
-            _, wire = await loop.create_unix_connection(make, self._path)
-        else:
-            _, wire = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
+        try:
+            if self._path is not None:
+                _, wire = await loop.create_unix_connection(make, self._path)
+            else:
+                _, wire = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
+        except ssl.SSLError:
+            raise
+        except OSError as error:  # it does not say of itself where to
+            where = self._path or f"{self._host}:{self._port}"
+            raise RedisConnectionError(f"{where}: {error}") from error
         try:
             await self._introduce(wire)
         except BaseException:
