@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from pilotage.actors import catalog_records, creation, housekeeping, runtime, writer
+from pilotage.actors import catalog_records, collector, creation, housekeeping, runtime, writer
 from pilotage.actors.kernel import dispatcher, mailbox
 from pilotage.persistence import memory
 from tests.simulation.loop import SimLoop
@@ -51,6 +51,10 @@ class _NoCollection:
     @staticmethod
     def freeze() -> None: ...
 
+    @staticmethod
+    def get_threshold() -> tuple[int, ...]:
+        return ()
+
 
 @contextmanager
 def patched(loop: SimLoop, rnd: Random, jobs: Jobs) -> Generator[None]:
@@ -62,7 +66,7 @@ def patched(loop: SimLoop, rnd: Random, jobs: Jobs) -> Generator[None]:
         (creation, "secrets", secrets),
         (catalog_records, "secrets", secrets),
         (runtime, "secrets", secrets),
-        (runtime, "gc", _NoCollection),
+        (collector, "gc", _NoCollection),
         (runtime, "HttpExecutor", executor),
         (writer, "random", rnd),
         (housekeeping, "WATCH_SECS", 2.0),
