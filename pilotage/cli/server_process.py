@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from pilotage.actors.api_keys import PREFIX
+from pilotage.actors.errors import UnavailableError
 from pilotage.actors.executors.python_jobs import JobRegistry
 from pilotage.actors.metrics import Metrics
 from pilotage.actors.runtime import Runtime
@@ -36,6 +37,7 @@ from pilotage.settings import Settings
 logger = logging.getLogger("pilotage.server")
 
 _LOOK_SECS = 0.005
+PUT_AGAIN_SECS = 0.5
 
 
 PLACES = (
@@ -121,7 +123,11 @@ async def serving(
         http = await serve_app(web, settings.host, settings.port)
         await _unless_stopped(starting, stop)
         if app is not None:
-            await put_app(runtime, app, by="app")
+            putting = asyncio.create_task(_put(runtime, app), name="put the app")
+            try:
+                await _unless_stopped(putting, stop)
+            finally:
+                putting.cancel()
         paths = frozenset(str(route.path) for route in web.routes)
         yield Serving(runtime, http, settings.admin_key or "", paths)
     finally:
@@ -142,6 +148,18 @@ async def _unless_stopped(starting: asyncio.Task[None], stop: asyncio.Event | No
         starting.result()
     if stop.is_set():
         raise StoppedError("stopped before the start was complete")
+
+
+async def _put(runtime: Runtime, app: Pilotage) -> None:
+    """Store what the app defines, as soon as the store takes it."""
+    while not runtime.fenced.is_set():
+        try:
+            await put_app(runtime, app, by="app")
+        except UnavailableError as error:
+            logger.warning("the workflows of the app cannot be stored yet: %s", error)
+            await asyncio.sleep(PUT_AGAIN_SECS)
+        else:
+            return
 
 
 async def _stop(runtime: Runtime, starting: asyncio.Task[None], http: RunningServer | None) -> None:

@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from pilotage.actors.errors import UnavailableError
+from pilotage.actors.runtime import Runtime
+from pilotage.app import Pilotage
+from pilotage.cli import server_process
 from pilotage.cli.connect import client_settings
 from pilotage.cli.errors import FAILED, CommandError
 from pilotage.cli.root import invoke
 from pilotage.cli.server_process import StoppedError, port_is_free, serving
+from pilotage.local import put_app
 from pilotage.persistence.redis_store import RedisStore
 from pilotage.settings import Settings
 from tests.cli.flows import app
@@ -154,3 +159,22 @@ async def test_a_stop_during_the_start_ends_the_start(tmp_path: Path) -> None:
         assert not port_is_free("127.0.0.1", server.http.port)
         assert ("health", "/health") in server.links()
     assert not port_is_free("no.such.host.invalid", 80)
+
+
+async def test_a_store_that_goes_away_while_the_app_is_put_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    async def put_when_it_is_back(runtime: Runtime, app: Pilotage, *, by: str) -> None:
+        tries.append(by)
+        if len(tries) == 1:
+            raise UnavailableError("the store is away")
+        await put_app(runtime, app, by=by)
+
+    monkeypatch.setattr("pilotage.cli.server_process.put_app", put_when_it_is_back)
+    monkeypatch.setattr(server_process, "PUT_AGAIN_SECS", 0.01)
+    async with serving(Settings(data_dir=tmp_path / "data", port=0), app) as server:
+        flow = await server.runtime.catalog.workflow("default", app.workflows[0].slug)
+        assert flow.slug == app.workflows[0].slug
+    assert "cannot be stored yet: the store is away" in caplog.text
