@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Container, Generator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +29,11 @@ MAX_PAYLOADS = 4 << 20
 VIEWS_KEPT = 4_096
 MAX_PAYLOAD_KEPT = 1_024
 """A view holds on to its payload: what is kept is bounded by both."""
+
+
+ROWS_KEPT = 1_024
+MAX_ROW_KEPT = 2_048
+"""Finished runs are shown from what the store has of them; rows of this size are decoded once."""
 
 
 class ShownRun:
@@ -117,13 +123,12 @@ class RunReader:
             if shown is not None:
                 runs.append(shown)
                 continue
+            large = len(row.head) + len(row.vitals) > MAX_ROW_KEPT
+            show = _shown_row if large else _shown_row_again
             try:
-                head, vitals = codec.decode_head(row.head), codec.decode_vitals(row.vitals)
+                runs.append(show(row.head, row.vitals, row.run_id in quarantined))
             except codec.SnapshotError as error:  # it must not take the whole page with it
                 self._supervisor.quarantine_unreadable(row.run_id, error)
-            else:
-                view = run_view(head, vitals, quarantined=row.run_id in quarantined)
-                runs.append(ShownRun(vitals, view))
         return runs, page.next_after
 
     async def steps(self, run_id: str, principal: Principal) -> list[StepView]:
@@ -202,6 +207,15 @@ def _readable(run_id: str) -> Generator[None]:
         yield
     except codec.SnapshotError as error:
         raise ConflictError(f'a part of run "{run_id}" cannot be read: {error}') from None
+
+
+def _shown_row(head: bytes, vitals: bytes, quarantined: bool) -> ShownRun:  # noqa: FBT001
+    """What a row says: the same bytes say the same."""
+    seen = codec.decode_vitals(vitals)
+    return ShownRun(seen, run_view(codec.decode_head(head), seen, quarantined=quarantined))
+
+
+_shown_row_again = lru_cache(maxsize=ROWS_KEPT)(_shown_row)
 
 
 def _unknown_run(run_id: str) -> NotFoundError:

@@ -10,6 +10,7 @@ from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
 JSON = "application/json"
+_JSON_TYPE = (b"content-type", b"application/json")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -28,11 +29,12 @@ class WholeAnswer(ASGIResponse):
         headers: Mapping[str, str] | None = None,
         media_type: str | None = JSON,
     ) -> None:
-        raw = [
-            (k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()
-        ]
+        raw: list[tuple[bytes, bytes]] = []
+        if headers:
+            raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
         if media_type is not None:
-            raw.append((b"content-type", media_type.encode("latin-1")))
+            is_json = media_type is JSON
+            raw.append(_JSON_TYPE if is_json else (b"content-type", media_type.encode("latin-1")))
             raw.append((b"content-length", b"%d" % len(body)))
         self._raw_headers = raw
         self.body = body
