@@ -36,9 +36,10 @@ TABLE: Final[list[tuple[str, set[str], bool]]] = [
 
 async def check_keys(client: Redis) -> None:
     """Every key is in the table, and whatever hangs on a run has its run."""
-    found: list[tuple[str, str, int]] = []
-    for key in await client.keys():
-        found.append((text(key), text(await client.type(key)), await client.pttl(key)))
+    found = [
+        (text(key), text(await client.type(key)), await client.pttl(key))
+        for key in await client.keys()
+    ]
     assert list(check_key_names(found)) == []
 
 
