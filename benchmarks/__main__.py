@@ -148,6 +148,8 @@ def run_all(chosen: dict[str, str], size: str, path: Path) -> int:
             metrics = measure_apart(module_name, size)
         except Exception as error:  # noqa: BLE001 - one broken scenario must not hide the others
             failed += 1
+            results.scenarios.pop(name, None)  # what is there is of other code
+            store(path, results)
             print(f"  failed: {type(error).__name__}: {error}\n", file=sys.stderr, flush=True)
             continue
         print(f"{table(metrics)}\n  took {time.perf_counter() - started:.1f} s\n", flush=True)

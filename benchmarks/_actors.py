@@ -43,8 +43,15 @@ async def spent(runtime: Runtime) -> Spent:
     return await spent_on(runtime.store)
 
 
+async def info(store: RedisStore, section: str) -> dict[str, str]:
+    """What the store's server says of itself."""
+    text: bytes = await store.link.command("INFO", section)
+    lines = text.decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
 async def spent_on(store: RedisStore) -> Spent:
-    used = await store.link.command("INFO", "cpu")
+    used = await info(store, "cpu")
     store_cpu = float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
     return Spent(time.perf_counter(), time.process_time(), store_cpu)
 

@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._actors import make_workflow, running, spent, start_run
+from benchmarks._actors import info, make_workflow, running, spent, start_run
 from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
@@ -102,7 +102,7 @@ def resident_bytes() -> int:
 
 async def store_bytes(runtime: Runtime) -> int:
     assert isinstance(runtime.store, RedisStore)
-    return int((await runtime.store.link.command("INFO", "memory"))["used_memory"])
+    return int((await info(runtime.store, "memory"))["used_memory"])
 
 
 async def _measure(size: str) -> dict[str, float]:

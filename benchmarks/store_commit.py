@@ -29,6 +29,7 @@ from typing import Final
 
 import msgspec
 
+from benchmarks._actors import info
 from pilotage.persistence import codec
 from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.port import HistoryItem, RunIndex, RunQuery, RunWrite, Verdict
@@ -202,7 +203,7 @@ class Bench:
         self.metrics["page_ms_p50"] = sorted(took)[len(took) // 2] * 1e3
 
     async def server_bytes(self) -> int:
-        return int((await self.store.link.command("INFO", "memory"))["used_memory"])
+        return int((await info(self.store, "memory"))["used_memory"])
 
     async def all(self) -> dict[str, float]:
         empty = await self.server_bytes()
