@@ -20,6 +20,8 @@ from tests.simulation.ledger import Shadow, ViolationError, is_limited
 
 LOOKS = 4
 LOOK_SECS = 0.4
+RESTART_SECS = 6.0
+"""The actor of a run that cannot be loaded is tried again every 5 s at the latest."""
 PATIENCE_SECS = 36.0
 """What could not be delivered while the store was away is tried again every 30 s at the latest."""
 
@@ -75,7 +77,8 @@ async def nothing_stands_still(world: World) -> None:
     if server.runtime.supervisor.quarantined:
         raise ViolationError(f"quarantined: {dict(server.runtime.supervisor.quarantined)}")
     away = world.plan.outages or world.plan.partitions
-    await _persisting(world, _unmoved, LOOKS * LOOK_SECS)
+    restarts = world.plan.failures or world.plan.poisons
+    await _persisting(world, _unmoved, RESTART_SECS if restarts else LOOKS * LOOK_SECS)
     await _persisting(world, _undelivered, PATIENCE_SECS if away else PATIENCE_SECS / 6)
 
 

@@ -6,12 +6,14 @@ where a virtual hour would otherwise cost real seconds of polling.
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from pilotage.actors import catalog_records, collector, creation, housekeeping, runtime, writer
+from pilotage.actors import collector, housekeeping, runtime, writer
 from pilotage.actors.kernel import dispatcher, mailbox
 from pilotage.persistence import memory
 from tests.simulation.loop import SimLoop
@@ -23,17 +25,6 @@ class _Time:
 
     def __init__(self, loop: SimLoop) -> None:
         self.monotonic = loop.time
-
-
-class _Secrets:
-    """For `secrets`."""
-
-    def __init__(self, rnd: Random) -> None:
-        self.randbits = rnd.getrandbits
-        self._rnd = rnd
-
-    def token_hex(self, size: int) -> str:
-        return self._rnd.randbytes(size).hex()
 
 
 class _NoCollection:
@@ -59,13 +50,13 @@ class _NoCollection:
 @contextmanager
 def patched(loop: SimLoop, rnd: Random, jobs: Jobs) -> Generator[None]:
     executor = type("BoundSimExecutor", (SimExecutor,), {"world": jobs})
-    time, secrets = _Time(loop), _Secrets(rnd)
+    time = _Time(loop)
     wanted: list[tuple[Any, str, object]] = [
         (dispatcher, "time", time),
         (mailbox, "time", time),
-        (creation, "secrets", secrets),
-        (catalog_records, "secrets", secrets),
-        (runtime, "secrets", secrets),
+        (secrets, "randbits", rnd.getrandbits),
+        (secrets, "token_hex", lambda size: rnd.randbytes(size).hex()),
+        (os, "urandom", rnd.randbytes),
         (collector, "gc", _NoCollection),
         (runtime, "HttpExecutor", executor),
         (writer, "random", rnd),
