@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_canceled_secs: int = 7 * DAY_SECS
     retention_timed_out_secs: int = 30 * DAY_SECS
     max_active_runs: int = 200_000
+    passivate_after_secs: int = 600
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"
     shards: int = 1
@@ -243,6 +244,12 @@ ROWS: tuple[Row, ...] = (
     _retention("canceled"),
     _retention("timed_out"),
     _row("max_active_runs", _whole(1, 10_000_000), "active runs at once; more are refused"),
+    _row(
+        "passivate_after",
+        _duration(0, MAX_DURATION_SECS),
+        "how long a run that waits is kept in memory; 0 keeps all of them there",
+        field="passivate_after_secs",
+    ),
     _row("log_format", _choice("auto", "pretty", "json"), "auto: pretty on a terminal, else JSON"),
     _row("log_level", _choice("debug", "info", "warning", "error"), "the least that is logged"),
     _row("shards", _whole(1, 65_536), "shards of this installation; fixed once runs exist"),

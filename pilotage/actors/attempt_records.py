@@ -42,6 +42,16 @@ class AttemptRecords:
         # an emptied dict keeps its size: a run that waits for long must hold none
         self._open: dict[int, tuple[int, JobRunRecord]] | None = None
 
+    def __bool__(self) -> bool:
+        """Whether an attempt is in progress."""
+        return self._open is not None
+
+    @property
+    def heartbeats(self) -> bool:
+        """Whether an attempt has announced heartbeats."""
+        in_progress = self._open or {}
+        return any(record.heartbeat_secs is not None for _, record in in_progress.values())
+
     def begin(
         self, effect: StartAttempt, now: int, kept: JobRunRecord | None = None
     ) -> JobRunRecord:

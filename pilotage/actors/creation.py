@@ -131,7 +131,9 @@ class Creation:
             max_parallel_steps=spec.max_parallel_steps,
             timeout_secs=spec.timeout_secs,
             delay_until_ms=delay_until_ms,
-            policies=await self._catalog.policies(workflow.project_id, spec),
+            policies=self._supervisor.loader.heads.policies(
+                workflow.version_id, await self._catalog.policies(workflow.project_id, spec)
+            ),
             trace=trace,
         )
 
@@ -201,7 +203,7 @@ class Creation:
         """Children are taken on beyond the bound of triggers, so that parents come to their end;
         but a workflow that multiplies by its children must come to one too.
         """
-        active = len(self._supervisor)
+        active = self._supervisor.active
         if active >= self._most_with_children:
             raise ConflictError(
                 f"{active} runs are active; at most {self._most_with_children} may be, children"

@@ -33,7 +33,11 @@ def observe(metrics: Metrics, parts: Parts) -> None:
     supervisor, executors, writer = parts.supervisor, parts.executors, parts.writer
     timers, room, stats = parts.timers, parts.room, parts.dispatcher.stats
     gauges: dict[str, tuple[str, Callable[[], float]]] = {
-        "runs_in_memory": ("Runs that have an actor.", lambda: len(supervisor)),
+        "runs_in_memory": ("Runs whose state is in memory.", lambda: len(supervisor)),
+        "runs_passivated": (
+            "Active runs that wait for long and are in the store only.",
+            lambda: len(supervisor.idle.away),
+        ),
         "runs_quarantined": (
             "Runs that take no commands because their actor failed too often.",
             lambda: len(supervisor.quarantined),

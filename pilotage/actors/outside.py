@@ -107,6 +107,11 @@ class Outside:
         """Whether nothing is on its way to others."""
         return not self._queue
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing here would be missed."""
+        return not self._queue and (self._task is None or self._task.done())
+
     def _owner(self) -> RunActor:
         actor = self._actor()
         assert actor is not None  # nobody else calls, and the task below keeps it
@@ -213,32 +218,11 @@ class Outside:
 
     def _schedule_timer(self, effect: ScheduleTimer) -> None:
         key = (self._run_id, RUN_TIMER if effect.step is None else effect.step)
-        self._services.timers.set(key, effect.due_ms, self._timer_fired)
+        self._services.timers.set(key, effect.due_ms, self._services.timer_fired)
 
     def _cancel_timer(self, effect: CancelTimer) -> None:
         step = RUN_TIMER if effect.step is None else effect.step
         self._services.timers.cancel((self._run_id, step))
-
-    def _timer_fired(self, key: TimerKey) -> None:
-        step = None if key[1] == RUN_TIMER else key[1]
-        later = None if step is None else self._really_due(step)
-        if later is None:
-            self._services.directory.notify(key[0], TimerFired(step=step))
-        else:
-            self._services.timers.set(key, later, self._timer_fired)
-
-    def _really_due(self, i: int) -> int | None:
-        """When an attempt that was held back times out, if that is not yet: its time is armed when
-        it is dispatched, and what holds it back must not burn it. None: it is due.
-        """
-        actor = self._actor()
-        if actor is None or actor.published is None:  # being made again: it is to decide
-            return None
-        step = actor.published.step(i)
-        if step.status is not StepStatus.RUNNING:
-            return None
-        due = self._services.executors.times_out_ms(self._run_id, i, step.attempt)
-        return due if due is not None and due > self._services.clock.now_ms() else None
 
     def _park(self, effect: ParkEvent) -> None:
         project = self._state.head.project_id
@@ -394,6 +378,33 @@ class Outside:
             buffer_secs=0,
             now_ms=self._services.clock.now_ms(),
         )
+
+
+class RunTimers:
+    """What the timers of runs call. `published` gives the state of a run in memory."""
+
+    def __init__(self, services: Services, published: Callable[[str], RunState | None]) -> None:
+        self._services = services
+        self._published = published
+
+    def fired(self, key: TimerKey) -> None:
+        run_id, i = key
+        step = None if i == RUN_TIMER else i
+        later = None if step is None else self._really_due(run_id, step)
+        if later is None:
+            self._services.directory.notify(run_id, TimerFired(step=step))
+        else:
+            self._services.timers.set(key, later, self._services.timer_fired)
+
+    def _really_due(self, run_id: str, i: int) -> int | None:
+        """When an attempt that was held back times out, if that is not yet: its time is armed when
+        it is dispatched, and what holds it back must not burn it. None: it is due.
+        """
+        state = self._published(run_id)
+        if state is None or not state.masks.running >> i & 1:
+            return None
+        due = self._services.executors.times_out_ms(run_id, i, state.step(i).attempt)
+        return due if due is not None and due > self._services.clock.now_ms() else None
 
 
 def _is_queued(state: RunState, now: int) -> bool:

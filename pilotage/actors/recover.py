@@ -13,8 +13,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from pilotage.actors.errors import UnavailableError
+from pilotage.actors.loading import Records, open_records
 from pilotage.actors.services import Services
-from pilotage.actors.supervisor import Records, Supervisor, open_records
+from pilotage.actors.supervisor import Supervisor
 from pilotage.persistence import codec
 from pilotage.persistence.port import Store, StoredRun, StoreUnavailableError
 from pilotage.runtime.backoff import policy_of

@@ -19,6 +19,7 @@ from pilotage.actors.attempt_records import AttemptRecords
 from pilotage.actors.errors import UnavailableError
 from pilotage.actors.job_runs import JobRunRecord
 from pilotage.actors.kernel import DeferredReply, LoopActor, LoopDispatcher
+from pilotage.actors.loading import Records
 from pilotage.actors.messages import (
     AlreadyExistsError,
     Answer,
@@ -66,6 +67,11 @@ class RunActor(LoopActor):
     `published` is the state readers see: the newest the store has acknowledged.
     """
 
+    __slots__ = (
+        "_acknowledged", "_batch", "_dead", "_in_flight", "_outbox", "_outside", "_postponed",
+        "_records", "_services", "_working", "moved", "published", "releasing",
+    )  # fmt: skip
+
     mailbox_capacity = 30_000  # each of 10,000 steps may report, time out and be granted at once
 
     def __init__(
@@ -81,6 +87,7 @@ class RunActor(LoopActor):
         self._services = services
         self._working = state
         self.published: RunState | None = state if stored else None
+        self.moved = True  # since somebody last looked
         self._batch: Batch | None = None
         self._in_flight: Batch | None = None
         self._dead = False
@@ -274,6 +281,7 @@ class RunActor(LoopActor):
             self._refused(batch, verdict)
             return
         self.published = self._working
+        self.moved = True
         self._acknowledged = None
         if batch.outbox:
             self.restore_outbox(batch.outbox)
@@ -343,14 +351,43 @@ class RunActor(LoopActor):
         if self._outbox is not None:
             self._outbox.update(outbox)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether this actor could be made again of what it has published and of its `records`."""
+        return (
+            self.published is self._working
+            and not self.status.is_terminal
+            and self._batch is None
+            and self._in_flight is None
+            and not self._outbox
+            and not self._postponed
+            and self._outside.at_rest
+        )
+
+    @property
+    def records(self) -> AttemptRecords:
+        """Those of the attempts in progress; set before the actor is launched."""
+        return self._records
+
+    @records.setter
+    def records(self, records: AttemptRecords) -> None:
+        self._records = records
+
+    def take_up(self, records: Records) -> list[StartAttempt]:
+        """Go on with the stored records of the attempts in progress, which are these."""
+        attempts = attempts_in_progress(self._working)
+        for attempt in attempts:
+            kept = records.get((attempt.step, attempt.attempt))
+            self._records.begin(attempt, self._now(), kept)
+        return attempts
+
     def _resume(self, message: Resume) -> None:
         if self._dead:
             return
         state = self._working
         self._outside.hold_slots(state, others_go=message.again)
-        for attempt in attempts_in_progress(state):
+        for attempt in self.take_up(message.records):
             kept = message.records.get((attempt.step, attempt.attempt))
-            self._records.begin(attempt, self._now(), kept)
             secs = None if kept is None else kept.heartbeat_secs
             if secs is not None and state.step(attempt.step).accepted:
                 # one that is dispatched again announces them again

@@ -216,6 +216,7 @@ class Runtime:
     def _make_actors(self) -> None:
         clock = self.clock
         self.supervisor = Supervisor(self.store, self.services, self.catalog.graph, self._run_limit)
+        self.supervisor.idle.passivate_after_secs = self.settings.passivate_after_secs
         self.hub = EventHub(self.store, clock, self._fence_token, self._deliver_event)
         self.creation = Creation(
             catalog=self.catalog,
@@ -381,8 +382,8 @@ class Runtime:
         if why is not None:
             raise UnavailableError(why, 5 if self._stopping or self.fenced.is_set() else 1)
         self.room.refuse_if_full()
-        if len(self.supervisor) >= self.settings.max_active_runs:
-            raise too_many(len(self.supervisor), self.settings.max_active_runs)
+        if self.supervisor.active >= self.settings.max_active_runs:
+            raise too_many(self.supervisor.active, self.settings.max_active_runs)
 
     async def _job_spec(self, project_id: str, ref: str) -> JobSpec | PythonJob:
         """What does the attempts of a job now. A stored Python job is the function of its slug."""

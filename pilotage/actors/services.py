@@ -33,7 +33,9 @@ class Directory(Protocol):
 
 
 class Services:
-    """`start_child` creates a child run if it is absent. `count` adds one to a named counter."""
+    """`start_child` creates a child run if it is absent. `count` adds one to a named counter.
+    `timer_fired` is what the timers of all runs call: one callback, and no actor is kept by it.
+    """
 
     def __init__(
         self,
@@ -60,3 +62,4 @@ class Services:
         self.hub: EventHub
         self.heartbeats: Heartbeats
         self.start_child: Callable[[RunState, StartChild], Awaitable[None]]
+        self.timer_fired: Callable[[TimerKey], None]

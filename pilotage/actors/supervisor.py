@@ -2,23 +2,24 @@
 
 Each run in memory has one entry; everything addressed to a run goes through it, so there is never
 a second actor for a run. A run that is not in memory is loaded from the store when a command
-concerns it, and leaves again when it is finished. An actor that fails is started again from its
-snapshot; one that fails too often is quarantined: it keeps its last stored status and takes no
-commands. All on the actors' loop.
+concerns it, and leaves again when it is finished. An active run that nobody moves loses its actor
+and, after long, its place in memory (`IdleRuns`); whatever concerns it brings it back. An actor
+that fails is started again from its snapshot; one that fails too often is quarantined: it keeps
+its last stored status and takes no commands. All on the actors' loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from pykka import ActorDeadError
 
+from pilotage.actors.entries import Entry, in_bounded_time, is_quarantined
 from pilotage.actors.errors import NotFoundError, UnavailableError
-from pilotage.actors.job_runs import JobRunRecord
+from pilotage.actors.idle_runs import IdleRuns
 from pilotage.actors.kernel import (
     LoopRef,
     MailboxFullError,
@@ -26,6 +27,7 @@ from pilotage.actors.kernel import (
     Terminated,
     watch,
 )
+from pilotage.actors.loading import GraphOf, Loaded, Loader, Records, outbox_of
 from pilotage.actors.messages import (
     AlreadyExistsError,
     Answer,
@@ -36,12 +38,10 @@ from pilotage.actors.messages import (
     Release,
     Resume,
 )
-from pilotage.actors.outside import withdraw
+from pilotage.actors.outside import RunTimers, withdraw
 from pilotage.actors.run_actor import RunActor
 from pilotage.actors.services import Services
-from pilotage.persistence import codec
 from pilotage.persistence.port import (
-    FencedError,
     Store,
     StoredRun,
     StoreError,
@@ -49,10 +49,9 @@ from pilotage.persistence.port import (
 )
 from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command, CreateRun
 from pilotage.runtime.effects import Effect
-from pilotage.runtime.graph import StepGraph, bits
+from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.machine import blank_run
-from pilotage.runtime.state import RunState, blank_chunks, chunked, rebuild
-from pilotage.runtime.status import StepType
+from pilotage.runtime.state import RunState, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -62,44 +61,12 @@ OPEN_WAIT_SECS = 5.0
 """How long a caller waits for the recovery at the start."""
 MAX_RESTARTS, RESTART_WINDOW_SECS = 5, 60.0
 NOTIFY_RETRY_SECS = 0.05
-SINGLE_RECORDS = 8
+LOOKED_AT_ONCE = 500
+"""Runs looked at before the loop gets its turn."""
 MAX_NOTES = 1_000
 """Messages in a mailbox beyond which progress and log lines are dropped."""
 
-GraphOf = Callable[[str], Awaitable[StepGraph]]
 RunLimit = Callable[[str], Awaitable[int]]
-
-
-class Entry:
-    """One run in memory. `ref` is None while it is being loaded or waits for its restart; what
-    comes meanwhile is in `waiting`. `ready` is done when that is over.
-    """
-
-    __slots__ = ("actor", "intensity", "ready", "ref", "waiting")
-
-    def __init__(self) -> None:
-        self.ref: LoopRef[RunActor] | None = None
-        self.actor: RunActor | None = None
-        self.ready: asyncio.Future[None] | None = None
-        self.intensity: RestartIntensity | None = None
-        self.waiting: list[object] | None = None
-
-    def hold(self) -> None:
-        self.ref = self.actor = None
-        if self.ready is None:
-            self.ready = asyncio.get_running_loop().create_future()
-
-    def over(self, error: Exception | None = None) -> list[object]:
-        """The wait is over; what had waited."""
-        ready, self.ready = self.ready, None
-        if ready is not None and not ready.done():
-            if error is None:
-                ready.set_result(None)
-            else:
-                ready.set_exception(error)
-                ready.exception()  # nobody may be waiting
-        waiting, self.waiting = self.waiting or [], None
-        return waiting
 
 
 class Supervisor:
@@ -112,12 +79,15 @@ class Supervisor:
     ) -> None:
         self._store = store
         self._services = services
-        self._graph_of = graph_of
         self._run_limit = run_limit
+        self.loader = Loader(store, graph_of)
+        self.idle = IdleRuns()
+        services.timer_fired = RunTimers(services, self.published).fired
         self._entries: dict[str, Entry] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opened = asyncio.Event()
         self._closing = False
+        self._next_look: asyncio.Handle | None = None
         self.quarantined: dict[str, str] = {}
         self._when_ended = self._terminated  # bound once, not once for each run
 
@@ -128,14 +98,20 @@ class Supervisor:
     # --- reading -----------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """How many runs are in memory."""
+        return len(self._entries) + len(self.idle)
+
+    @property
+    def active(self) -> int:
+        """How many runs are active, wherever they are; one that is about to leave counts, too."""
+        return len(self) + len(self.idle.away)
 
     def published(self, run_id: str) -> RunState | None:
         """The newest stored state of a run in memory; None if it is not there."""
         entry = self._entries.get(run_id)
-        if entry is None or entry.actor is None:
-            return None
-        return entry.actor.published
+        if entry is None:
+            return self.idle.state(run_id)
+        return None if entry.actor is None else entry.actor.published
 
     async def state(self, run_id: str) -> RunState | None:
         """The newest stored state, of memory or store; reading never wakes a run."""
@@ -143,24 +119,11 @@ class Supervisor:
         if state is not None:
             return state
         stored = (await self._store.load_runs([run_id]))[0]
-        return None if stored is None else await self.decode(stored)
+        return None if stored is None else await self.loader.decode(stored)
 
     async def decode(self, stored: StoredRun) -> RunState:
         """The state of what the store has; raises what the codec or the catalog raises."""
-        vitals = codec.decode_vitals(stored.vitals)
-        if stored.blob is not None:
-            finished = codec.decode_finished(stored.blob)
-            graph = await self._graph_of(finished.head.version_id)
-            return rebuild(finished.head, graph, vitals, finished.chunks)
-        assert stored.head is not None  # a run is stored with one of the two
-        head = codec.decode_head(stored.head)
-        graph = await self._graph_of(head.version_id)
-        if not stored.steps:
-            return rebuild(head, graph, vitals, blank_chunks(graph.size))
-        steps = [s for chunk in blank_chunks(graph.size) for s in chunk]
-        for i, data in stored.steps.items():
-            steps[i] = codec.decode_step(data)
-        return rebuild(head, graph, vitals, chunked(steps))
+        return await self.loader.decode(stored)
 
     # --- commands ----------------------------------------------------------------------------
 
@@ -179,7 +142,7 @@ class Supervisor:
         """
         self._refuse_if_away()
         await self._wait_open()
-        with _in_bounded_time():
+        with in_bounded_time():
             async with asyncio.timeout(ASK_TIMEOUT_SECS):
                 return await self._ask(run_id, message)
 
@@ -201,10 +164,9 @@ class Supervisor:
 
     async def _ask(self, run_id: str, message: object) -> Any:
         while True:
-            entry = self._entries.get(run_id) or self._load_soon(run_id)
+            entry = self._entries.get(run_id) or self._unfold(run_id) or self._load_soon(run_id)
             if entry.ref is None:
-                assert entry.ready is not None  # `hold` made it
-                await asyncio.shield(entry.ready)
+                await entry.is_ready()
                 continue
             try:
                 answer = await entry.ref.ask(message, block=False)
@@ -219,9 +181,11 @@ class Supervisor:
     def notify(self, run_id: str, message: object) -> None:
         """Tell the run something that happened; it is kept while the run is not ready for it.
 
-        Every active run is in memory: for one that is not, the message is too late.
+        A run that is neither in memory nor passivated is over: for it the message is too late.
         """
         entry = self._entries.get(run_id)
+        if entry is None and not isinstance(message, Release):
+            entry = self._woken(run_id, message)
         if entry is None:
             if isinstance(message, AttemptCompleted | AttemptFailed):
                 self._services.count("pilotage_late_results_total")
@@ -232,9 +196,22 @@ class Supervisor:
         elif entry.ref is not None:
             self._tell(run_id, entry.ref, message)
         elif not isinstance(message, AttemptNote):
-            if entry.waiting is None:
-                entry.waiting = []
+            self._keep(run_id, entry, message)
+
+    def _woken(self, run_id: str, message: object) -> Entry | None:
+        """The entry of an idle run that something happened to."""
+        entry = self._unfold(run_id)
+        if entry is not None or self._closing or isinstance(message, AttemptNote):
+            return entry
+        return self._load_soon(run_id) if run_id in self.idle.away else None
+
+    def _keep(self, run_id: str, entry: Entry, message: object) -> None:
+        if entry.waiting is None:
+            entry.waiting = []
+        if len(entry.waiting) < RunActor.mailbox_capacity:
             entry.waiting.append(message)
+        else:
+            self._notify_later(run_id, message)
 
     def _tell(self, run_id: str, ref: LoopRef[RunActor], message: object) -> None:
         if isinstance(message, AttemptNote) and ref.cell.depth() >= MAX_NOTES:
@@ -242,15 +219,23 @@ class Supervisor:
         try:
             ref.tell(message)
         except (MailboxFullError, ActorDeadError):
-            if not self._closing:
-                loop = asyncio.get_running_loop()
-                loop.call_later(NOTIFY_RETRY_SECS, self.notify, run_id, message)
+            self._notify_later(run_id, message)
+
+    def _notify_later(self, run_id: str, message: object) -> None:
+        if not self._closing:
+            loop = asyncio.get_running_loop()
+            loop.call_later(NOTIFY_RETRY_SECS, self.notify, run_id, message)
 
     # --- coming and going ----------------------------------------------------------------------
 
     def knows(self, run_id: str) -> bool:
-        """Whether the run is in memory, or is known to be in the store and not readable."""
-        return run_id in self._entries or run_id in self.quarantined
+        """Whether the run is active, wherever it is, or known to be not readable."""
+        return (
+            run_id in self._entries
+            or self.idle.state(run_id) is not None
+            or run_id in self.idle.away
+            or run_id in self.quarantined
+        )
 
     async def create(self, graph: StepGraph, message: object, create: CreateRun) -> Answer:
         """Make a run. `AlreadyExistsError` if there is one of that id."""
@@ -259,8 +244,9 @@ class Supervisor:
         if self.knows(run_id):
             raise AlreadyExistsError(run_id)
         entry = self._entries[run_id] = Entry()
-        ref = self._spawn(entry, run_id, blank_run(create.head, graph), {}, stored=False)
-        with _in_bounded_time():
+        blank = blank_run(create.head, graph)
+        ref = self._spawn(entry, self._actor(run_id, blank, {}, stored=False))
+        with in_bounded_time():
             try:
                 async with asyncio.timeout(ASK_TIMEOUT_SECS):
                     answer: Answer = await ref.ask(message, block=False)
@@ -268,86 +254,109 @@ class Supervisor:
             except ActorDeadError:
                 raise UnavailableError("the run could not be stored") from None
 
-    def _spawn(
-        self,
-        entry: Entry,
-        run_id: str,
-        state: RunState,
-        outbox: dict[str, Effect],
-        *,
-        stored: bool,
-        first: object = None,
-    ) -> LoopRef[RunActor]:
-        """`first`: what the actor is told before anything that has waited."""
+    def _actor(
+        self, run_id: str, state: RunState, outbox: dict[str, Effect], *, stored: bool = True
+    ) -> RunActor:
         actor = RunActor(self._services.dispatcher, run_id, self._services, state, stored=stored)
         actor.restore_outbox(outbox)
+        return actor
+
+    def _spawn(self, entry: Entry, actor: RunActor, first: object = None) -> LoopRef[RunActor]:
+        """`first`: what the actor is told before anything that has waited."""
         entry.actor = actor
         watch(actor.actor_ref, self._when_ended)
         ref = entry.ref = actor.launch()
         waiting = entry.over()
+        run_id = actor.actor_urn
         if first is not None:
             self._tell(run_id, ref, first)
         for message in waiting:
             self._tell(run_id, ref, message)
+        if self._next_look is None:
+            self._look_later()
         return ref
 
     def _load_soon(self, run_id: str) -> Entry:
         if self._closing:
             raise UnavailableError("the server is stopping", 5)
         if run_id in self.quarantined:
-            raise _quarantined(run_id, self.quarantined[run_id])
+            raise is_quarantined(run_id, self.quarantined[run_id])
         entry = self._entries[run_id] = Entry()
         entry.hold()
+        if run_id in self.idle.away:
+            self.idle.away.discard(run_id)
+            entry.away = True
         self._spawn_task(self._load(run_id, entry))  # not the asker's: others may wait for it too
         return entry
 
     async def _load(self, run_id: str, entry: Entry) -> None:
         try:
             loaded = await self._read(run_id)
-        except Exception as error:  # noqa: BLE001  everybody who waits for the run gets it
+        except QuarantinedError as error:
+            entry.away = False
             self._forget(run_id, entry, error)
-            return
+        except Exception as error:  # noqa: BLE001  everybody who waits for the run gets it
+            if entry.waiting:
+                entry.refuse(error)
+                await self._restart(run_id, entry, NOTIFY_RETRY_SECS, None)
+            else:
+                self._forget(run_id, entry, error)
+        else:
+            self._loaded(run_id, entry, loaded)
+
+    def _loaded(self, run_id: str, entry: Entry, loaded: Loaded | None) -> None:
+        was_away, entry.away = entry.away, False
         if loaded is None:
             self._forget(run_id, entry, NotFoundError(f'unknown workflow run "{run_id}"'))
-        else:
-            self._spawn_loaded(run_id, entry, loaded)
-
-    def _spawn_loaded(self, run_id: str, entry: Entry, loaded: Loaded) -> None:
+            return
         state, outbox, records = loaded
-        active = outbox or not state.status.is_terminal
-        first = Resume(records=records, again=True) if active else None
-        self._spawn(entry, run_id, state, outbox, stored=True, first=first)
+        actor = self._actor(run_id, state, outbox)
+        if was_away:
+            actor.take_up(records)  # what else it has outside is there still
+        elif outbox or not state.status.is_terminal:
+            self._spawn(entry, actor, Resume(records=records, again=True))
+            return
+        self._spawn(entry, actor)
+
+    def _unfold(self, run_id: str) -> Entry | None:
+        """The run has an actor again, if it was folded."""
+        folded = self.idle.take(run_id)
+        if folded is None:
+            return None
+        entry = self._entries[run_id] = Entry()
+        actor = self._actor(run_id, unpacked(folded.state), {})
+        if folded.records is not None:
+            actor.records = folded.records
+        self._spawn(entry, actor)
+        return entry
 
     async def _read(self, run_id: str) -> Loaded | None:
         """The run as it is stored. One that cannot be read is quarantined."""
-        stored = (await self._store.load_runs([run_id]))[0]
-        if stored is None:
-            return None
         try:
-            state = await self.decode(stored)
-            outbox = _outbox(stored.outbox)
+            loaded = await self.loader.load(run_id)
         except (StoreUnavailableError, UnavailableError):
             raise
         except Exception as error:  # noqa: BLE001  whatever is wrong with it
             self.quarantine_unreadable(run_id, error)
-            raise _quarantined(run_id, self.quarantined[run_id]) from None
-        workflow_id, admission = state.head.workflow_id, self._services.admission
-        if not admission.knows_run_limit(workflow_id):
-            admission.know_run_limit(workflow_id, await self._run_limit(workflow_id))
-        return state, outbox, await open_records(self._store, state)
+            raise is_quarantined(run_id, self.quarantined[run_id]) from None
+        if loaded is not None:
+            workflow_id, admission = loaded[0].head.workflow_id, self._services.admission
+            if not admission.knows_run_limit(workflow_id):
+                admission.know_run_limit(workflow_id, await self._run_limit(workflow_id))
+        return loaded
 
     def adopt(self, state: RunState, outbox: Mapping[str, bytes]) -> None:
         """Take in a run that was loaded at the start; `resume` lets it act."""
         if state.id not in self._entries and not self._closing:
             entry = self._entries[state.id] = Entry()
-            self._spawn(entry, state.id, state, _outbox(outbox), stored=True)
+            self._spawn(entry, self._actor(state.id, state, outbox_of(outbox)))
 
     def resume(self, run_id: str, records: Records) -> None:
         self.notify(run_id, Resume(records=records))
 
     def wake(self, run_id: str) -> None:
         """Load a run that has something to do and is not in memory."""
-        if run_id not in self._entries:
+        if run_id not in self._entries and self._unfold(run_id) is None:
             self._load_soon(run_id)
 
     def _release_if_done(self, run_id: str, entry: Entry) -> None:
@@ -378,8 +387,55 @@ class Supervisor:
     def _forget(self, run_id: str, entry: Entry, error: Exception | None = None) -> None:
         if self._entries.get(run_id) is entry:
             del self._entries[run_id]
+            if entry.away:  # the store could not be asked; it is there still
+                self.idle.away.add(run_id)
         for message in entry.over(error):
             self.notify(run_id, message)
+
+    # --- leaving for a while ---------------------------------------------------------------------
+
+    def _look_later(self) -> None:
+        if not self._closing:
+            loop = asyncio.get_running_loop()
+            self._next_look = loop.call_later(
+                self.idle.look_secs, lambda: self._spawn_task(self._look())
+            )
+
+    async def _look(self) -> None:
+        """Fold who was not moved since the look before, passivate who has been folded for long."""
+        try:
+            if self._opened.is_set():  # before, runs are taken in
+                await self.put_aside()
+        finally:
+            self._next_look = None
+            if self._entries or self.idle.ageing:
+                self._look_later()
+
+    async def put_aside(self) -> None:
+        """One look at all runs that have an actor, and at those that were folded long ago."""
+        clock = self._services.clock
+        now = clock.monotonic()
+        for n, (run_id, entry) in enumerate(list(self._entries.items()), 1):
+            self._fold_if_idle(run_id, entry, now)
+            if n % LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for n, _ in enumerate(self.idle.passivate_due(now, clock.now_ms()), 1):
+            if n % LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _fold_if_idle(self, run_id: str, entry: Entry, now: float) -> None:
+        actor = entry.actor
+        if actor is None or entry.ref is None or self._entries.get(run_id) is not entry:
+            return
+        moved, actor.moved = actor.moved, False
+        if moved or not actor.at_rest:
+            return
+        if entry.intensity is not None and entry.intensity.recent(now):
+            return  # how often it has failed must not be forgotten
+        state = actor.published
+        if state is not None and actor.retire():
+            del self._entries[run_id]
+            self.idle.fold(state, actor.records or None, now)
 
     def _quarantine(
         self, run_id: str, entry: Entry, state: RunState, reason: BaseException
@@ -389,7 +445,9 @@ class Supervisor:
         withdraw(self._services, state)
         self._forget(run_id, entry)
 
-    async def _restart(self, run_id: str, entry: Entry, delay: float, last: RunState) -> None:
+    async def _restart(
+        self, run_id: str, entry: Entry, delay: float, last: RunState | None
+    ) -> None:
         """One-for-one: the run starts again from its snapshot; the store may be away for long."""
         pause = max(delay, 0.01)
         while True:
@@ -400,15 +458,17 @@ class Supervisor:
                 logger.debug("run %s cannot be loaded yet: %s", run_id, error)
                 pause = min(pause * 2, 5.0)
             except QuarantinedError as error:
+                entry.away = False
                 self._forget(run_id, entry, error)
                 return
             else:
                 if loaded is None:  # it was finished, and removed before it could be reopened
-                    withdraw(self._services, last)
+                    if last is not None:
+                        withdraw(self._services, last)
                     self._services.admission.forget_run(run_id)
                     self._forget(run_id, entry)
                 else:
-                    self._spawn_loaded(run_id, entry, loaded)
+                    self._loaded(run_id, entry, loaded)
                     self._release_if_done(run_id, entry)
                 return
 
@@ -428,6 +488,8 @@ class Supervisor:
         """Nothing goes out any more, and whoever still waits is told so."""
         self._closing = True
         self._opened.set()
+        if self._next_look is not None:
+            self._next_look.cancel()
         for task in list(self._tasks):
             task.cancel()
         for entry in list(self._entries.values()):
@@ -435,60 +497,3 @@ class Supervisor:
                 entry.actor.abandon()
             entry.over(UnavailableError("the server is stopping", 5))
         await asyncio.sleep(0)
-
-
-Records = Mapping[tuple[int, int], JobRunRecord]
-Loaded = tuple[RunState, dict[str, Effect], Records]
-
-
-async def open_records(store: Store, state: RunState) -> Records:
-    """The stored job runs of the attempts in progress: what they logged so far is kept."""
-    wanted = [
-        (i, state.step(i).attempt)
-        for i in bits(state.masks.running)
-        if state.graph.steps[i].step_type is StepType.JOB
-    ]
-    if not wanted or state.status.is_terminal:
-        return {}
-    if len(wanted) > SINGLE_RECORDS:
-        found: Mapping[tuple[int, int], bytes | None] = await store.job_runs(state.id)
-    else:
-        found = {key: await store.job_run(state.id, *key) for key in wanted}
-    records: dict[tuple[int, int], JobRunRecord] = {}
-    for key in wanted:
-        data = found.get(key)
-        if data is not None:
-            try:
-                records[key] = codec.decode_record(data, JobRunRecord)
-            except codec.SnapshotError as error:  # what was logged is lost, the run is not
-                logger.error("run %s, attempt %s: %s", state.id, key, error)  # noqa: TRY400
-    return records
-
-
-@contextmanager
-def _in_bounded_time() -> Generator[None]:
-    """What goes wrong on the way to an actor, as the one thing a caller can do about it."""
-    try:
-        yield
-    except TimeoutError:
-        raise UnavailableError(
-            "the run did not answer in time; the command may still be carried out, look at"
-            " the run before sending it again"
-        ) from None
-    except MailboxFullError:
-        raise UnavailableError("the run has too many messages waiting") from None
-    except FencedError as error:
-        raise UnavailableError(str(error), 5) from None
-    except StoreError as error:
-        raise UnavailableError(f"the store is away: {error}") from None
-
-
-def _quarantined(run_id: str, reason: str) -> QuarantinedError:
-    return QuarantinedError(
-        f'run "{run_id}" is quarantined and takes no commands: {reason}; release it to load it'
-        " again, or discard it"
-    )
-
-
-def _outbox(stored: Mapping[str, bytes]) -> dict[str, Effect]:
-    return {key: codec.decode_message(data) for key, data in stored.items()}
