@@ -6,6 +6,7 @@ run's actor with a deadline and turns refusals into `pilotage.actors.errors`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.messages import Answer, MakeRecord, Remember
 from pilotage.actors.principal import Principal
 from pilotage.actors.quarantine import Quarantine
+from pilotage.actors.reasons import notes_about
 from pilotage.actors.run_reader import RunReader
 from pilotage.actors.services import Services
 from pilotage.actors.supervisor import Supervisor
@@ -42,7 +44,6 @@ from pilotage.runtime.commands import (
     RetryStep,
     SkipStep,
 )
-from pilotage.runtime.graph import bits
 from pilotage.runtime.insight_reasons import Note
 from pilotage.runtime.preview import Preview, preview
 from pilotage.runtime.replies import ResetSteps
@@ -51,6 +52,8 @@ from pilotage.runtime.state import RunState
 from pilotage.runtime.validation import ParsedTrigger
 from pilotage.runtime.views import RunView
 
+PATIENCE_SECS = 1.0
+"""For how long a store that is away is waited for."""
 Body = Callable[[RunState], bytes | None]
 """The answer's body, made from the state that the command led to."""
 
@@ -96,6 +99,14 @@ class Gateway(RunReader):
     def degraded(self) -> str | None:
         """What is not taken on although it is ready, and why."""
         return self._health.degraded
+
+    @property
+    def store_away(self) -> str | None:
+        """Why nothing can be stored, for longer than a moment: what is shorter is waited for."""
+        writer = self._services.writer
+        if writer.healthy or time.monotonic() - writer.away_since < PATIENCE_SECS:
+            return None
+        return writer.last_error
 
     # --- starting ----------------------------------------------------------------------------
 
@@ -332,24 +343,7 @@ class Gateway(RunReader):
 
     def notes(self, state: RunState) -> dict[int | None, Note]:
         """What is known beyond the state of why steps do not move, by step (None: the run)."""
-        services, found = self._services, dict[int | None, Note]()
-        place = services.admission.run_place(state.head.workflow_id, state.id)
-        if place is not None:
-            found[None] = _placed(place)
-        for i in bits(state.masks.requested):
-            job = (state.head.project_id, state.graph.steps[i].job_id or "")
-            place = services.admission.step_place(job, state.id, i)
-            if place is not None:
-                found[i] = _placed(place)
-        for i in bits(state.masks.running):
-            key = (state.id, i, state.step(i).attempt)
-            why = services.executors.why_held(*key)
-            if why is not None:
-                until = services.executors.held_until_ms(*key)
-                found[i] = Note(text=why, held=True, until_ms=until)
-            elif (due := services.executors.times_out_ms(*key)) is not None:
-                found[i] = Note(until_ms=due)
-        return found
+        return notes_about(state, self._services)
 
     # --- many runs -----------------------------------------------------------------------------
 
@@ -486,10 +480,3 @@ def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:
         return idempotency.record(status=200, reference=state.id, body=shown)
 
     return record
-
-
-def _placed(place: QueuePlace) -> Note:
-    text = f"it is number {place.position} in the queue for {place.limit} slots"
-    if place.occupied:
-        text += f", {place.occupied} of them taken by threads that did not stop at their timeout"
-    return Note(text=text)

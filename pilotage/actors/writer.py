@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -77,6 +78,7 @@ class Writer:
         self.on_batch: Callable[[int], object] | None = None
         """Told of each batch that was answered how many runs were in it."""
         self.last_error: str | None = None
+        self.away_since = 0.0
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="writer")
@@ -181,6 +183,7 @@ class Writer:
         """The store does not answer; also for those who notice it while nothing is written."""
         if self.healthy:
             logger.warning("the store is away, runs keep their place: %s", why)
+            self.away_since = time.monotonic()
         self.healthy = False
         self.last_error = why
 

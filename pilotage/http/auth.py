@@ -22,7 +22,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from pilotage.actors.catalog_records import new_id
-from pilotage.actors.errors import ForbiddenError, UnauthenticatedError
+from pilotage.actors.errors import ForbiddenError, UnauthenticatedError, UnavailableError
 from pilotage.actors.principal import SCOPES
 from pilotage.http.api import Api
 from pilotage.http.call import Call, call_of, note_headers, put_call
@@ -34,6 +34,13 @@ log = logging.getLogger("pilotage.http")
 
 TIME_LIMIT_SECS = 30.0
 """From the first byte of the request to the first of the answer."""
+AWAY_LIMIT_SECS = 1.0
+"""The same once the store is known to be away."""
+LOOK_SECS = 0.5
+"""How often requests that wait are looked at."""
+_STRICT = ("/v1/", "/sdk/v1/")
+"""Where a path that ends with a slash is another path. The router would overlook the slash, and
+who asks for the run with the empty id must not be given the list of all runs."""
 PUBLIC = "public"
 """As a route's scope: needs no key."""
 
@@ -54,6 +61,8 @@ class Door:
         self._app = app
         self._api = api
         self._time_limit = time_limit_secs
+        self._waiting: set[asyncio.Timeout] = set()
+        self._looking = False
         self._requests = api.metrics.counter(
             "pilotage_http_requests_total", "Answers.", ("method", "route", "status")
         )
@@ -95,7 +104,9 @@ class Door:
 
         try:
             async with bound:
+                self._watch(bound)
                 await self._admit(scope, call)
+                _refuse_slash(scope["path"])
                 if scope["method"] == "OPTIONS":
                     await _tell_methods(scope, answer)
                 else:
@@ -104,8 +115,29 @@ class Door:
             in_time = False
             await self._refuse(exc, call, answer)
         finally:
+            self._waiting.discard(bound)
             route = asked.get("path_template") or "none"
             self._account(scope, route, call, seconds or time.perf_counter() - started)
+
+    def _watch(self, bound: asyncio.Timeout) -> None:
+        self._waiting.add(bound)
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(LOOK_SECS, self._look)
+
+    def _look(self) -> None:
+        """Whoever waits for a store that is away waits no longer: it may never answer."""
+        loop = asyncio.get_running_loop()
+        self._looking = bool(self._waiting)
+        if self._looking:
+            loop.call_later(LOOK_SECS, self._look)
+        if self._api.gateway.store_away is None:
+            return
+        latest = loop.time() + AWAY_LIMIT_SECS
+        for bound in self._waiting:
+            when = bound.when()
+            if when is not None and when > latest and not bound.expired():
+                bound.reschedule(latest)
 
     async def _admit(self, scope: HTTPScope, call: Call) -> None:
         """Find out who asks; raise if they may not."""
@@ -188,6 +220,11 @@ def _what_is_wrong(call: Call, token: str | None) -> str:
     return "a key is needed; send Authorization: Bearer <key>"
 
 
+def _refuse_slash(path: str) -> None:
+    if path.endswith("/") and path.startswith(_STRICT):
+        raise HttpError(404, "there is nothing at this path; leave out the last slash")
+
+
 async def _tell_methods(scope: HTTPScope, send: Send) -> None:
     allow = ", ".join(methods_at(scope["litestar_app"], scope["path"]))
     if not allow:
@@ -228,6 +265,8 @@ class ScopeCheck:
         if scope["type"] == ScopeType.HTTP:
             call, opt = call_of(scope), scope["route_handler"].opt
             check_scope(call, opt)
+            if opt["scope"] != PUBLIC:
+                refuse_without_store(scope["litestar_app"].state["api"], opt)
             note_headers(call, scope["method"])
         await self._app(scope, receive, send)
 
@@ -247,6 +286,13 @@ def check_scope(call: Call, opt: Mapping[str, Any]) -> None:
     accept = call.headers.get(b"accept")
     if accept is not None and not _takes(accept, opt.get("produces", _JSON)):
         raise HttpError(406, "this answers application/json only; change the Accept header")
+
+
+def refuse_without_store(api: Api, opt: Mapping[str, Any]) -> None:
+    """503 at once while the store is known to be away, unless the answer may be in memory."""
+    why = api.gateway.store_away
+    if why is not None and not opt.get("from_memory", False):
+        raise UnavailableError(f"the store is away ({why}); nothing was done, try again")
 
 
 _JSON = frozenset({b"application/json", PAGE_TYPE.encode(), b"application/*", b"*/*"})

@@ -11,7 +11,7 @@ from litestar.response.base import ASGIResponse
 
 from pilotage.actors.errors import UnauthenticatedError
 from pilotage.http.answers import empty
-from pilotage.http.auth import PUBLIC, bearer_token, count_failure
+from pilotage.http.auth import PUBLIC, bearer_token, count_failure, refuse_without_store
 from pilotage.http.bodies import Fields, encode_json, read_json
 from pilotage.http.call import AnyRequest, api_of, call_of, problems_of, refuse_wrong
 
@@ -37,6 +37,7 @@ def _token(request: AnyRequest, job_run_id: str) -> str:
     except UnauthenticatedError:
         count_failure(api_of(request), request.scope)
         raise
+    refuse_without_store(api_of(request), {})
     return token
 
 

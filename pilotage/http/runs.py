@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from litestar import Controller, delete, get, post
@@ -36,7 +36,9 @@ from pilotage.runtime.status import RunStatus
 from pilotage.runtime.views import RunView, run_view
 
 RunId = Annotated[str, PathParameter(name="workflowRunID")]
-READ = {"scope": "workflows:read"}
+READ: dict[str, Any] = {"scope": "workflows:read"}
+READ_IN_MEMORY = READ | {"from_memory": True}
+"""Of an active run it can be answered without the store."""
 WRITE = {"scope": "workflows:write"}
 TRIGGER = {"scope": "workflows:trigger"}
 MAX_REASON = 2_000
@@ -161,7 +163,7 @@ class RunsController(Controller):
         project_id = required_project(request, query.one("project_id"))
         return await answer_list(request, project_id, query, None)
 
-    @get("/{workflowRunID:str}", operation_id="get-workflow-run", opt=READ)
+    @get("/{workflowRunID:str}", operation_id="get-workflow-run", opt=READ_IN_MEMORY)
     async def read(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         return ok(await api_of(request).gateway.get_run_view(run_id, principal_of(request)))
 
@@ -220,19 +222,19 @@ class InsightController(Controller):
 
     path = "/workflow-runs/{workflowRunID:str}"
 
-    @get("/graph", operation_id="get-workflow-run-graph", opt=READ)
+    @get("/graph", operation_id="get-workflow-run-graph", opt=READ_IN_MEMORY)
     async def graph(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         state = await api_of(request).gateway.get_run(run_id, principal_of(request))
         note_format(request)
         await refuse_wrong(request)
         return ok(run_graph(state, now_ms()))
 
-    @get("/timeline", operation_id="get-workflow-run-timeline", opt=READ)
+    @get("/timeline", operation_id="get-workflow-run-timeline", opt=READ_IN_MEMORY)
     async def timeline(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         state = await api_of(request).gateway.get_run(run_id, principal_of(request))
         return ok(timeline(state, now_ms()))
 
-    @get("/explain", operation_id="explain-workflow-run", opt=READ)
+    @get("/explain", operation_id="explain-workflow-run", opt=READ_IN_MEMORY)
     async def explain(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         gateway = api_of(request).gateway
         state = await gateway.get_run(run_id, principal_of(request))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pilotage.actors.catalog_records import new_id
+from pilotage.http.problems import Refusal
 from pilotage.runtime.errors import PilotageError
 
 GRACE_SECS = 5.0
@@ -89,6 +92,22 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
             elif self._head_timer is None:
                 self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused in the shape of every refusal."""
+        request_id = new_id(time.time_ns() // 1_000_000)
+        found = msg.rstrip(".")
+        refusal = Refusal(status=400, message=f"this is not HTTP/1.1 as we read it: {found}")
+        body = refusal.body(request_id)
+        head = (
+            "HTTP/1.1 400 Bad Request",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            f"x-request-id: {request_id}",
+            "connection: close",
+        )
+        self.transport.write("\r\n".join([*head, "", ""]).encode() + body)
+        self.transport.close()
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECS, self.transport.close)

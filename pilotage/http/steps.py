@@ -23,7 +23,7 @@ from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.http.runs import (
     APPLIED,
-    READ,
+    READ_IN_MEMORY,
     WRITE,
     RunId,
     run_project,
@@ -136,7 +136,7 @@ async def step_command(
 class StepsController(Controller):
     path = "/workflow-runs/{workflowRunID:str}/steps"
 
-    @get("/", operation_id="list-workflow-run-steps", opt=READ)
+    @get("/", operation_id="list-workflow-run-steps", opt=READ_IN_MEMORY)
     async def list_(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         query = Query(request)
         listing = Listing(request, query, run_id)

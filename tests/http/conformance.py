@@ -62,9 +62,11 @@ class Conformance:
         return problems if page is None else list(self.problems(body, page, "$"))
 
     def _operation(self, request: httpx.Request) -> Json | None:
+        if request.url.path.endswith("/"):
+            return None
         try:
             routed = self._app.asgi_router.handle_routing(
-                path=request.url.path.rstrip("/") or "/", method=request.method
+                path=request.url.path, method=request.method
             )
         except HTTPException:
             return None

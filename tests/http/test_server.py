@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -33,6 +34,8 @@ from tests.http.conftest import (
     trigger,
     wait_status,
 )
+
+UNKNOWN = "019a3f5c-8f80-7c3a-8b1d-000012340000"
 
 
 async def test_a_free_port_is_taken_and_told(server: Server) -> None:
@@ -275,6 +278,24 @@ async def test_an_unknown_path_and_a_wrong_method_have_the_one_shape(server: Ser
         assert set(answer.json()) == {"error", "message", "request_id"}
 
 
+async def test_a_path_that_ends_with_a_slash_is_another_path(server: Server) -> None:
+    """Or whoever forgot the id would be given the list."""
+    client = await server.member()
+    seen = 0
+    for path in ("/v1/workflow-runs", "/v1/workflows", "/v1/jobs", "/v1/api-keys"):
+        assert (await client.get(path)).status_code == 200
+        for method in ("GET", "DELETE", "PATCH"):
+            answer = await client.request(method, f"{path}/")
+            assert answer.status_code in {404, 405}, (method, path)
+            seen += answer.status_code == 404
+    assert seen >= 4
+    for path in (f"/v1/workflow-runs/{UNKNOWN}/", f"/v1/workflow-runs/{UNKNOWN}/pause/"):
+        method = "POST" if "pause" in path else "GET"
+        answer = await client.request(method, path)
+        assert "slash" in answer.json()["message"]
+        assert answer.status_code == 404
+
+
 async def test_head_is_a_get_without_its_body(server: Server, client: httpx.AsyncClient) -> None:
     for path in ("/health", "/health/ready", "/v1/workflow-runs", "/metrics", "/v1/workflows/x"):
         got, head = await client.get(path), await client.head(path)
@@ -374,5 +395,13 @@ async def test_garbage_on_the_wire_is_refused(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as raw:
         raw.sendall(b"\x00\x01\x02 nonsense\r\n\r\n")
-        answer = await asyncio.to_thread(raw.recv, 64)
-    assert answer.startswith(b"HTTP/1.1 400")
+        answer = b""
+        while received := await asyncio.to_thread(raw.recv, 4096):
+            answer += received
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    told = json.loads(body)
+    assert told["error"]["code"] == "bad_request"
+    assert told["message"] == told["error"]["message"]
+    assert f"x-request-id: {told['request_id']}".encode() in head
+    assert f"content-length: {len(body)}".encode() in head

@@ -1,0 +1,38 @@
+"""Why steps do not move: what limits, queues and executors know beyond a run's own state."""
+
+from __future__ import annotations
+
+from pilotage.actors.admission import QueuePlace
+from pilotage.actors.services import Services
+from pilotage.runtime.graph import bits
+from pilotage.runtime.insight_reasons import Note
+from pilotage.runtime.state import RunState
+
+
+def notes_about(state: RunState, services: Services) -> dict[int | None, Note]:
+    """By step; None: the run."""
+    found = dict[int | None, Note]()
+    place = services.admission.run_place(state.head.workflow_id, state.id)
+    if place is not None:
+        found[None] = _placed(place)
+    for i in bits(state.masks.requested):
+        job = (state.head.project_id, state.graph.steps[i].job_id or "")
+        place = services.admission.step_place(job, state.id, i)
+        if place is not None:
+            found[i] = _placed(place)
+    for i in bits(state.masks.running):
+        key = (state.id, i, state.step(i).attempt)
+        why = services.executors.why_held(*key)
+        if why is not None:
+            until = services.executors.held_until_ms(*key)
+            found[i] = Note(text=why, held=True, until_ms=until)
+        elif (due := services.executors.times_out_ms(*key)) is not None:
+            found[i] = Note(until_ms=due)
+    return found
+
+
+def _placed(place: QueuePlace) -> Note:
+    text = f"it is number {place.position} in the queue for {place.limit} slots"
+    if place.occupied:
+        text += f", {place.occupied} of them taken by threads that did not stop at their timeout"
+    return Note(text=text)
