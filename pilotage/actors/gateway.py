@@ -348,9 +348,17 @@ class Gateway(RunReader):
     # --- many runs -----------------------------------------------------------------------------
 
     async def bulk_cancel(
-        self, run_ids: Sequence[str], principal: Principal, *, dry_run: bool = False
+        self,
+        run_ids: Sequence[str],
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
     ) -> list[BulkItem]:
-        """Each as `cancel`, in the order given, duplicates once."""
+        """Each as `cancel`, in the order given, duplicates once.
+
+        With `idempotency` each run is canceled once: a repeat leaves alone what was reopened since.
+        """
 
         async def one(run_id: str) -> BulkItem:
             if dry_run:
@@ -358,8 +366,10 @@ class Gateway(RunReader):
                 outcome = await self._supervisor.dry_run(run_id, CancelRun(actor=principal.name))
                 if isinstance(outcome, Rejection):
                     raise rejected(outcome)
-            else:
-                await self.cancel(run_id, principal, None)
+                return BulkItem(workflow_run_id=run_id, status="canceled")
+            item = None if idempotency is None else idempotency.item(run_id)
+            if item is None or await self._remembered(item) is None:
+                await self.cancel(run_id, principal, None, idempotency=item)
             return BulkItem(workflow_run_id=run_id, status="canceled")
 
         return await each(run_ids, one)

@@ -94,9 +94,9 @@ class BulkController(Controller):
         if what.dry_run:
             return ok(canceled(await gateway.bulk_cancel(what.run_ids, by, dry_run=True)))
 
-        async def act(_: Idempotency | None) -> Answer:
-            """Canceling again what is canceled is a success: nothing needs to be remembered."""
-            items = await gateway.bulk_cancel(what.run_ids, by)
+        async def act(idempotency: Idempotency | None) -> Answer:
+            """Each run's end is remembered with it; the answer as a whole afterwards."""
+            items = await gateway.bulk_cancel(what.run_ids, by, idempotency=idempotency)
             return Answer(status=200, body=msgspec.json.encode(canceled(items)))
 
         return await once(request, by.project_id, what.body, act)

@@ -169,7 +169,12 @@ class GatewayPort(Protocol):
         idempotency: Idempotency | None = None,
     ) -> RunView | Preview: ...
     async def bulk_cancel(
-        self, run_ids: Sequence[str], principal: Principal, *, dry_run: bool = False
+        self,
+        run_ids: Sequence[str],
+        principal: Principal,
+        *,
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
     ) -> Sequence[BulkItem]: ...
     async def bulk_replay(
         self,

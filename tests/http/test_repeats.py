@@ -10,7 +10,12 @@ import pytest
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.principal import ADMIN
 from pilotage.persistence.memory import MemoryServer, MemoryStore
-from pilotage.persistence.port import RunWrite, StoreUnavailableError, Verdict
+from pilotage.persistence.port import (
+    IdempotencyRecord,
+    RunWrite,
+    StoreUnavailableError,
+    Verdict,
+)
 from tests.http.conftest import (
     ADMIN_KEY,
     PROJECT,
@@ -174,6 +179,29 @@ async def test_a_repeated_bulk_replay_makes_no_second_run(client: httpx.AsyncCli
     first = await client.post("/v1/workflow-runs/bulk-replay", json=body, headers=KEY)
     again = await client.post("/v1/workflow-runs/bulk-replay", json=body, headers=KEY)
     assert first.json() == again.json()
+
+
+class ForgetsAnswers(MemoryStore):
+    """Fails where a process might die: between the change and the answer that is remembered."""
+
+    async def remember(self, record: IdempotencyRecord, fence: int) -> bool:
+        raise StoreUnavailableError("gone")
+
+
+async def test_a_bulk_cancel_that_was_cut_off_cancels_no_run_twice(
+    start_server: StartServer,
+) -> None:
+    client = await (await start_server(ForgetsAnswers())).member()
+    await define(client, "w", [approval("gate")])
+    run = await trigger(client, "w")
+    body = {"workflow_run_ids": [run["id"]]}
+    first = await client.post("/v1/workflow-runs/bulk-cancel", json=body, headers=KEY)
+    assert first.status_code == 503
+    assert (await wait_status(client, run["id"], "canceled"))["id"] == run["id"]
+    reopened = await client.post(f"/v1/workflow-runs/{run['id']}/steps/gate/retry")
+    assert reopened.status_code == 200
+    await client.post("/v1/workflow-runs/bulk-cancel", json=body, headers=KEY)
+    assert (await client.get(f"/v1/workflow-runs/{run['id']}")).json()["status"] == "running"
 
 
 async def test_a_dry_run_is_not_remembered(server: Server, client: httpx.AsyncClient) -> None:
