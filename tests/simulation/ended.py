@@ -118,6 +118,7 @@ def left_in_memory(world: World) -> list[str]:
     attempts = runtime.executors._entries.keys() | runtime.executors._waiting.keys()
     left = {
         "runs": len(runtime.supervisor),
+        "passivated runs": len(runtime.supervisor.idle.away),
         "timers": len(runtime.timers),
         "attempts": len(attempts),
         "parked": len(hub._parked),

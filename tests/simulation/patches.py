@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from pilotage.actors import collector, housekeeping, runtime, writer
+from pilotage.actors import collector, housekeeping, idle_runs, runtime, writer
 from pilotage.actors.kernel import dispatcher, mailbox
 from pilotage.persistence import memory
 from tests.simulation.loop import SimLoop
@@ -48,7 +48,7 @@ class _NoCollection:
 
 
 @contextmanager
-def patched(loop: SimLoop, rnd: Random, jobs: Jobs) -> Generator[None]:
+def patched(loop: SimLoop, rnd: Random, jobs: Jobs, *, fold_secs: float) -> Generator[None]:
     executor = type("BoundSimExecutor", (SimExecutor,), {"world": jobs})
     time = _Time(loop)
     wanted: list[tuple[Any, str, object]] = [
@@ -61,6 +61,7 @@ def patched(loop: SimLoop, rnd: Random, jobs: Jobs) -> Generator[None]:
         (runtime, "HttpExecutor", executor),
         (writer, "random", rnd),
         (housekeeping, "WATCH_SECS", 2.0),
+        (idle_runs, "FOLD_AFTER_SECS", fold_secs),
         (memory, "_POLL_SECS", 0.25),
     ]
     kept = [(module, name, getattr(module, name)) for module, name, _ in wanted]

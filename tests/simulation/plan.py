@@ -29,6 +29,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     poisons          the actor of one run raises until the run is quarantined
     cron             a workflow is started every minute
     retention_secs   how long finished runs are kept
+    fold_secs, passivate_secs   after which an idle run loses its actor, and leaves memory
     start_ms         the wall clock at the beginning
     """
 
@@ -52,6 +53,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     poisons: int
     cron: bool
     retention_secs: int
+    fold_secs: float
+    passivate_secs: int
     start_ms: int
     lease_secs: int = 3
 
@@ -106,5 +109,7 @@ def plan_of(seed: int) -> Plan:
         poisons=rnd.choice((0, 0, 0, 0, 1)),
         cron=rnd.random() < 0.2,
         retention_secs=rnd.choice((86_400, 86_400, 3)),
+        fold_secs=rnd.choice((0.1, 0.5, 5.0)),
+        passivate_secs=rnd.choice((0, 1, 600)),
         start_ms=1_700_000_000_000 + rnd.randrange(60_000),
     )

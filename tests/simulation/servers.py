@@ -77,6 +77,7 @@ class Servers:
             data_dir=Path("/nowhere"),
             lease_secs=plan.lease_secs,
             grace_secs=1,
+            passivate_after_secs=plan.passivate_secs,
             retention_completed_secs=kept,
             retention_failed_secs=kept,
             retention_canceled_secs=kept,

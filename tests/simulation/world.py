@@ -306,7 +306,7 @@ def play(seed: int, *, keep_lines: bool = False, plan: Plan | None = None) -> Re
     logger.addHandler(errors)
     propagate, logger.propagate = logger.propagate, False
     try:
-        with patched(loop, world.random("product"), world.jobs):
+        with patched(loop, world.random("product"), world.jobs, fold_secs=world.plan.fold_secs):
             main = loop.create_task(world.story())
             try:
                 loop.run_until_complete(main)
