@@ -14,7 +14,7 @@ from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.executors.python_jobs import JobRegistry
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
-from pilotage.persistence.port import RunWrite
+from pilotage.persistence.port import RunWrite, Verdict
 from pilotage.persistence.redis_store import RedisStore
 from pilotage.runtime.validation import ParsedTrigger
 from pilotage.settings import Settings
@@ -122,5 +122,7 @@ async def bare_writes(runtime: Runtime, writes: list[RunWrite]) -> float:
     fence = await runtime.store.fence()
     started = time.perf_counter()
     for write in writes:
-        await runtime.store.commit([write], fence)
+        verdicts = await runtime.store.commit([write], fence)
+        if verdicts != [Verdict.OK]:
+            raise RuntimeError(f"the bare write {write.seq} was refused: {verdicts}")
     return time.perf_counter() - started

@@ -1,9 +1,9 @@
 """chain_40: how long a run of 40 steps in a row takes, beside what its writes alone take.
 
 Durable: every transition is acknowledged by the embedded store (append-only file, everysec) before
-the next step starts. The floor is a bare loop that writes as often to the same store, in the same
-minute, what such a run writes for a step (one field, one history item), each write acknowledged
-before the next is sent.
+the next step starts. The floor is a bare loop that sends the very writes of such a run (recorded
+once, under other ids) to the same store, in the same minute, each acknowledged before the next is
+sent; nothing is decided or encoded there.
 
 median_ms               steps are no-op jobs that run inline
 async_median_ms         steps are ordinary `async def` jobs (on the loop of the jobs)
@@ -17,10 +17,13 @@ store_cpu_us_per_step   processor time of the store a step
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
+
+import msgspec
 
 from benchmarks._actors import (
     Spent,
@@ -34,9 +37,10 @@ from benchmarks._actors import (
     spent,
     start_run,
 )
-from benchmarks.store_commit import Run as WrittenRun
 from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.runtime import Runtime
+from pilotage.persistence.port import RunWrite, Verdict
+from pilotage.runtime.ids import make_run_id
 
 NAME = "chain_40"
 STEPS = 40
@@ -68,11 +72,24 @@ async def _costs(runtime: Runtime, flow: Workflow, count: int) -> Spent:
     return (await spent(runtime)).since(before)
 
 
-async def _floor(runtime: Runtime, number: int, writes: int) -> float:
-    run = WrittenRun(number, random.Random(number))
-    first = [run.create()]
-    rest = [run.advance() for _ in range(writes - 1)]
-    return await bare_writes(runtime, first + rest) * 1000
+async def _writes_of(runtime: Runtime, flow: Workflow) -> list[RunWrite]:
+    """What a run of the workflow writes, in order."""
+    kept: list[RunWrite] = []
+    commit = runtime.store.commit
+
+    async def commit_and_keep(batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        kept.extend(batch)
+        return await commit(batch, fence)
+
+    with patch.object(runtime.store, "commit", commit_and_keep):
+        await finish(runtime, await start_run(runtime, flow))
+    return kept
+
+
+async def _floor(runtime: Runtime, number: int, writes: list[RunWrite]) -> float:
+    run_id = make_run_id(writes[0].index.created_at_ms, number)
+    same = [msgspec.structs.replace(write, run_id=run_id) for write in writes]
+    return await bare_writes(runtime, same) * 1000
 
 
 async def _measure(size: str) -> dict[str, float]:
@@ -84,10 +101,11 @@ async def _measure(size: str) -> dict[str, float]:
     async with running(inline_noop=_noop, noop=_async_noop) as runtime:
         flow = await make_workflow(runtime, "inline", chain(STEPS, "inline_noop"))
         other = await make_workflow(runtime, "async", chain(STEPS, "noop"))
+        same = await _writes_of(runtime, flow)
         for number in range(rounds + 3):
             took, writes = await _one(runtime, flow)
             took_async, _ = await _one(runtime, other)
-            took_floor = await _floor(runtime, number, writes)
+            took_floor = await _floor(runtime, number, same)
             if number >= 3:  # warm by then
                 inline.append(took)
                 ordinary.append(took_async)
