@@ -128,7 +128,8 @@ class World:
             raise
 
     def crash(self, process: Process, why: str) -> None:
-        self.servers.crash(process, why)
+        if self.network.stormy:
+            self.servers.crash(process, why)
 
     def stored_result(self, key: AttemptKey) -> bytes | None:
         run_id, i, attempt = key
