@@ -174,7 +174,7 @@ class SimStore(MemoryStore):
             raise AssertionError("a request of the store in memory waits for something")
         if fate is Fate.KILLED_AFTER:
             self._watcher.crash(process, "killed after")
-        elif fate in {Fate.GOOD, Fate.KILLED_TOLD}:
+        if fate in {Fate.GOOD, Fate.KILLED_TOLD, Fate.KILLED_AFTER} and process.alive:
             back = network.latency()
             network.loop.call_later(back, _tell, answer, result, error, context=_OUTSIDE)
             if fate is Fate.KILLED_TOLD:
