@@ -18,6 +18,8 @@ import pytest
 from benchmarks.instructions import Baseline, Count, growth, load, python_version
 
 DEARER, CHEAPER = 1.05, 0.85
+FEW = 5
+"""So many more are nothing to speak of, whatever their share of a short path."""
 ROOT = Path(__file__).parents[2]
 PATHS = tuple(load().paths)
 HOW = "if that is meant: python -m benchmarks.instructions --accept"
@@ -56,12 +58,12 @@ def problem(name: str, before: Count, now: Count) -> str | None:
     """What is wrong with a path that costs `now` what it cost `before`."""
     for unit in ("instructions", "c_calls"):
         was, found = getattr(before, unit), getattr(now, unit)
-        if found > was * DEARER:
+        if found > was * DEARER + FEW:
             return (
                 f"{name} takes {found:,} {unit} instead of {was:,} ({found / was - 1:+.1%}); "
                 f"{HOW}. Instructions of its functions:\n{growth(before, now)}"
             )
-        if found < was * CHEAPER:
+        if found < was * CHEAPER - FEW:
             return f"{name} has become cheaper: {found:,} {unit} instead of {was:,}; keep it: {HOW}"
     return None
 
@@ -94,5 +96,6 @@ def test_a_path_may_vary_a_little_and_neither_grow_nor_shrink_much() -> None:
     assert "+10.0%" in dearer
     assert "+200  a:h" in dearer
     assert "--accept" in dearer
-    assert "c_calls" in (problem("path", before, Count(1_000, 110, {})) or "")
+    assert "c_calls" in (problem("path", before, Count(1_000, 120, {})) or "")
     assert "cheaper" in (problem("path", before, Count(800, 100, {})) or "")
+    assert problem("path", Count(30, 20, {}), Count(34, 25, {})) is None
