@@ -139,6 +139,14 @@ def _orphaned(world: World, run: Shadow) -> Iterator[str]:
         yield f"the step of its parent is {step.status} and does not wait for it"
 
 
+def _keeps_its_time(world: World, run: Shadow, timer: ScheduleTimer) -> bool:
+    """Whether it may fire later than is stored: an attempt that is held back burns no time, and
+    none does when the clock is set forward.
+    """
+    running = timer.step is not None and run.steps[timer.step].status is StepStatus.RUNNING
+    return running or bool(world.plan.jumps)
+
+
 def _is_left_out(state: RunState, i: int) -> bool:
     step, unmet = state.step(i), state.graph.deps_mask[i] & ~state.masks.satisfied
     return step.status is StepStatus.WAITING and step.wait is None and not unmet
@@ -153,8 +161,7 @@ def _not_armed(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
                 continue  # its delay had ended already when the clock was set back
             key = (run_id, RUN_TIMER if effect.step is None else effect.step)
             due = runtime.timers.due_ms(key)
-            # an attempt keeps its seconds when the clock is set forward
-            if due is None or (due > effect.due_ms and not world.plan.jumps):
+            if due is None or (due > effect.due_ms and not _keeps_its_time(world, run, effect)):
                 yield f"the timer of step {effect.step} is {due}, not {effect.due_ms}"
         elif isinstance(effect, ParkEvent):
             parked = runtime.hub._parked.get((run.head.project_id, effect.event_key), {})
