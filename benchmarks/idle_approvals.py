@@ -1,8 +1,9 @@
 """idle_approvals: what a run costs that waits for a person, and how fast many are let go.
 
 Runs of five steps: four inline jobs side by side with small outputs, then an approval with a
-deadline (a timer is armed). All of them are resident: nothing is moved out of memory. Then each
-is approved by an in-process message, and the clock stops when the last one has ended, durably.
+deadline (a timer is armed). All of them are resident: nothing is moved out of memory, each is as
+small as an idle run gets after some seconds (no actor, its step states encoded). Then each is
+approved by an in-process message, and the clock stops when the last one has ended, durably.
 
 bytes_per_run         growth of this process's resident memory a run, without payload and outputs
 payload_bytes         payload and outputs of a run, as JSON text
@@ -87,6 +88,12 @@ def parked(runtime: Runtime, run_id: str) -> bool:
     return state is not None and state.step(PARTS).wait is WaitingFor.APPROVAL
 
 
+async def folded(runtime: Runtime, count: int) -> None:
+    """Wait until the runs are kept as idle ones are; all of them stay in memory."""
+    while len(runtime.supervisor.idle) < count:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0.1)
+
+
 async def emptied(runtime: Runtime) -> None:
     """Wait until every run has ended and left memory."""
     while len(runtime.supervisor):  # noqa: ASYNC110 - as above
@@ -116,6 +123,7 @@ async def _measure(size: str) -> dict[str, float]:
         started = time.perf_counter()
         ids = await park(runtime, flow, count)
         made = time.perf_counter() - started
+        await folded(runtime, count)
         memory, stored = resident_bytes() - memory, await store_bytes(runtime) - stored
 
         async def approve(run_id: str) -> None:
