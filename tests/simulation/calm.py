@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pilotage.actors.runtime import Runtime
 from pilotage.actors.services import RUN_TIMER
@@ -164,8 +164,9 @@ def _not_armed(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
             if due is None or (due > effect.due_ms and not _keeps_its_time(world, run, effect)):
                 yield f"the timer of step {effect.step} is {due}, not {effect.due_ms}"
         elif isinstance(effect, ParkEvent):
-            parked = runtime.hub._parked.get((run.head.project_id, effect.event_key), {})
-            if parked.get((run_id, effect.step)) != effect.attempt:
+            key_of = (run.head.project_id, effect.event_key)
+            parked: Any = runtime.hub._parked.get(key_of, {}).get((run_id, effect.step))
+            if getattr(parked, "attempt", parked) != effect.attempt:
                 yield f"step {effect.step} is not parked on {effect.event_key}"
 
 

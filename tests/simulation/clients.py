@@ -18,7 +18,7 @@ from pilotage.runtime.validation import ParsedTrigger
 from tests.simulation.calm import active_runs
 from tests.simulation.ledger import Shadow, ViolationError
 from tests.simulation.plan import Plan
-from tests.simulation.verbs import DRY, KEYED, OF_NO_RUN, PROJECT, VERBS, Sent, Work
+from tests.simulation.verbs import DRY, KEYED, OF_NO_RUN, PROJECT, VERBS, Sent, Work, call
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -182,7 +182,7 @@ class Clients:
         for run_id in list(server.runtime.supervisor.quarantined):
             verb = self._rnd.choice(("release_quarantined", "discard_quarantined"))
             self._world.note(verb, run_id)
-            await self._help(lambda g, r=run_id, v=verb: getattr(g, v)(r, ADMIN))
+            await self._help(call(verb, run_id, ADMIN))
 
     async def _help_on(self, run: Shadow) -> None:
         world, rnd = self._world, self._rnd

@@ -40,6 +40,10 @@ MUTANTS: dict[str, Callable[[], list[Patch]]] = {}
 """Name -> what to put in which place."""
 
 
+def nothing(*_: object) -> None:
+    """Instead of what should be done."""
+
+
 def mutant(make: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
     MUTANTS[make.__name__] = make
     return make
@@ -111,7 +115,7 @@ def missing_fence_check() -> list[Patch]:
 @mutant
 def superseded_owner_goes_on() -> list[Patch]:
     """A process that has lost its fence stays up."""
-    return [(Runtime, "_lost_fence", lambda _: None)]
+    return [(Runtime, "_lost_fence", nothing)]
 
 
 @mutant
@@ -251,15 +255,15 @@ def subscription_lost() -> list[Patch]:
 @mutant
 def outbox_not_sent_again() -> list[Patch]:
     """After a crash messages to other runs stay in the store."""
-    return [(Outside, "deliver_all", lambda *_: None)]
+    return [(Outside, "deliver_all", nothing)]
 
 
 @mutant
 def slots_forgotten_in_recovery() -> list[Patch]:
     """After a crash the slots of attempts in progress count as free."""
     return [
-        (Admission, "hold_job_slot", lambda *_: None),
-        (Admission, "hold_run_slot", lambda *_: None),
+        (Admission, "hold_job_slot", nothing),
+        (Admission, "hold_run_slot", nothing),
     ]
 
 
@@ -270,7 +274,7 @@ def slots_forgotten_in_recovery() -> list[Patch]:
 def timer_not_canceled() -> list[Patch]:
     """Timers of what is over stay armed."""
     changed: dict[type[Effect], Any] = dict(Outside._AT_ONCE)
-    changed[CancelTimer] = lambda *_: None
+    changed[CancelTimer] = nothing
     return [(Outside, "_AT_ONCE", changed)]
 
 

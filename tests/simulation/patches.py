@@ -51,11 +51,15 @@ class _NoCollection:
 def patched(loop: SimLoop, rnd: Random, jobs: Jobs, *, fold_secs: float) -> Generator[None]:
     executor = type("BoundSimExecutor", (SimExecutor,), {"world": jobs})
     time = _Time(loop)
+
+    def token_hex(size: int) -> str:
+        return rnd.randbytes(size).hex()
+
     wanted: list[tuple[Any, str, object]] = [
         (dispatcher, "time", time),
         (mailbox, "time", time),
         (secrets, "randbits", rnd.getrandbits),
-        (secrets, "token_hex", lambda size: rnd.randbytes(size).hex()),
+        (secrets, "token_hex", token_hex),
         (os, "urandom", rnd.randbytes),
         (collector, "gc", _NoCollection),
         (runtime, "HttpExecutor", executor),

@@ -49,12 +49,21 @@ def who(name: str) -> Principal:
     return Principal(name=name, project_id=PROJECT, scopes=frozenset({"*"}))
 
 
+def call(name: str, *args: Any, **more: Any) -> Work:
+    """The request that a method of the gateway answers."""
+
+    async def work(gateway: Gateway, **options: Any) -> Any:
+        return await getattr(gateway, name)(*args, **more, **options)
+
+    return work
+
+
 Make = Callable[["World", Sent, Random], Work]
 
 
 def _of_run(name: str, *rest: Any, **more: Any) -> Make:
     def make(_: World, sent: Sent, __: Random) -> Work:
-        return lambda g, **o: getattr(g, name)(sent.run_id, who(sent.actor), *rest, **more, **o)
+        return call(name, sent.run_id, who(sent.actor), *rest, **more)
 
     return make
 
@@ -62,7 +71,7 @@ def _of_run(name: str, *rest: Any, **more: Any) -> Make:
 def _of_step(name: str, *rest: Any) -> Make:
     def make(world: World, sent: Sent, _: Random) -> Work:
         ref = world.ledger.runs[sent.run_id].graph.steps[sent.step].step_ref
-        return lambda g, **o: getattr(g, name)(sent.run_id, ref, who(sent.actor), *rest, **o)
+        return call(name, sent.run_id, ref, who(sent.actor), *rest)
 
     return make
 
@@ -77,9 +86,7 @@ def _decision(name: str) -> Make:
             sent.step = waiting[0]
         spec = run.graph.steps[sent.step]
         caller = APPROVER if spec.approval_approvers else sent.actor
-        return lambda g, **o: getattr(g, name)(
-            sent.run_id, spec.step_ref, who(sent.actor), None, caller, **o
-        )
+        return call(name, sent.run_id, spec.step_ref, who(sent.actor), None, caller)
 
     return make
 
@@ -89,7 +96,7 @@ def _event(_: World, sent: Sent, rnd: Random) -> Work:
     buffer_secs = rnd.choice((0, 3, 60))
     payload = msgspec.json.encode({"event": sent.actor})
     sent.run_id = ""
-    return lambda g: g.send_event(PROJECT, key, payload, buffer_secs, actor=sent.actor)
+    return call("send_event", PROJECT, key, payload, buffer_secs, actor=sent.actor)
 
 
 def _bulk(name: str) -> Make:
@@ -97,18 +104,18 @@ def _bulk(name: str) -> Make:
         run_ids = list(world.ledger.runs)
         some = rnd.sample(run_ids, min(len(run_ids), 3))
         sent.run_id = ""
-        return lambda g, **o: getattr(g, name)(some, who(sent.actor), **o)
+        return call(name, some, who(sent.actor))
 
     return make
 
 
 def _get(_: World, sent: Sent, __: Random) -> Work:
-    return lambda g: g.get_run(sent.run_id, who(sent.actor))
+    return call("get_run", sent.run_id, who(sent.actor))
 
 
 def _list(_: World, sent: Sent, __: Random) -> Work:
     sent.run_id = ""
-    return lambda g: g.list_runs(RunQuery(project_id=PROJECT, limit=50))
+    return call("list_runs", RunQuery(project_id=PROJECT, limit=50))
 
 
 def _raise_workflow_limit(world: World, sent: Sent, rnd: Random) -> Work:

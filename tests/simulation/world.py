@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from random import Random
@@ -139,7 +139,7 @@ class World:
     def known_as_running(self, process: Process, key: AttemptKey) -> None:
         self.servers.known_as_running(process, key)
 
-    async def request(self, work: Any) -> Any:
+    async def request(self, work: Callable[[Gateway], Awaitable[object]]) -> Any:
         return await self.servers.request(work)
 
     def spawn_outside(self, work: Awaitable[object]) -> None:
