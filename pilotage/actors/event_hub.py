@@ -2,7 +2,8 @@
 
 The subscriptions are in memory, rebuilt from the runs at the start; an event is answered once
 every receiver has stored it. Events nobody waits for are kept in the store while they last, and
-each goes to one step: a step that was given one and does not take it gives it back.
+each goes to one step: a step that was given one and does not take it gives it back. An event that
+may have been delivered before is given only to those who were parked when it was sent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from itertools import count
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,6 +49,13 @@ class KeptEvent(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes | None = None
 
 
+class Parked(NamedTuple):
+    """One attempt of a step that waits, and since when."""
+
+    attempt: int
+    since_ms: int
+
+
 class EventHub:
     """`deliver` hands a command to a run and gives the answer once it is stored."""
 
@@ -57,12 +66,14 @@ class EventHub:
         self._clock = clock
         self._fence = fence
         self._deliver = deliver
-        self._parked: dict[tuple[str, str], dict[tuple[str, int], int]] = {}
+        self._parked: dict[tuple[str, str], dict[tuple[str, int], Parked]] = {}
         self._taking: dict[str, bool] = {}
         """Who is being given an event, and whether one has come since it was looked for."""
 
-    def park(self, project_id: str, key: str, run_id: str, step: int, attempt: int) -> None:
-        self._parked.setdefault((project_id, key), {})[run_id, step] = attempt
+    def park(
+        self, project_id: str, key: str, run_id: str, step: int, attempt: int, since_ms: int
+    ) -> None:
+        self._parked.setdefault((project_id, key), {})[run_id, step] = Parked(attempt, since_ms)
 
     def unpark(self, project_id: str, key: str, run_id: str, step: int) -> None:
         waiting = self._parked.get((project_id, key))
@@ -128,24 +139,29 @@ class EventHub:
         actor: str,
         buffer_secs: int,
         now_ms: int,
+        parked_by_ms: int | None = None,
     ) -> EventReceipt:
-        """Complete every step parked on the key; with none, keep the event for `buffer_secs`."""
-        delivered = await self._to_all(project_id, key, payload, actor)
+        """Complete every step parked on the key; with none, keep the event for `buffer_secs`.
+
+        `parked_by_ms`: it may have been delivered before. A step that has parked since then must
+        not take what one before it has taken.
+        """
+        commands = [
+            (run_id, EventReceived(step=step, attempt=waits.attempt, payload=payload, actor=actor))
+            for (run_id, step), waits in self._parked.get((project_id, key), {}).items()
+            if parked_by_ms is None or waits.since_ms <= parked_by_ms
+        ]
+        delivered = await self._to_all(commands)
         if delivered or buffer_secs <= 0:
             return EventReceipt(event_key=key, delivered=delivered, buffered=False)
         expires_at_ms = now_ms + buffer_secs * 1000
         await self._offer(project_id, key, KeptEvent(event_id, expires_at_ms, payload), buffer_secs)
         return EventReceipt(event_key=key, delivered=0, buffered=True, expires_at_ms=expires_at_ms)
 
-    async def _to_all(self, project_id: str, key: str, payload: bytes | None, actor: str) -> int:
+    async def _to_all(self, commands: list[tuple[str, EventReceived]]) -> int:
         """How many of the parked steps took it."""
-        waiting = list(self._parked.get((project_id, key), {}).items())
-        if not waiting:
+        if not commands:
             return 0
-        commands = [
-            (run_id, EventReceived(step=step, attempt=attempt, payload=payload, actor=actor))
-            for (run_id, step), attempt in waiting
-        ]
         answers = await asyncio.gather(
             *(self._deliver(run_id, command) for run_id, command in commands),
             return_exceptions=True,
@@ -169,8 +185,8 @@ class EventHub:
             raise UnavailableError(f"the event could not be kept: {error}") from None
         if not room:
             raise UnavailableError("the project has 10000 events waiting for a reader", 60)
-        for (run_id, step), attempt in list(self._parked.get((project_id, key), {}).items())[:1]:
-            await self.take_early(project_id, key, run_id, step, attempt)
+        for (run_id, step), waits in list(self._parked.get((project_id, key), {}).items())[:1]:
+            await self.take_early(project_id, key, run_id, step, waits.attempt)
 
 
 def _took(answer: Answer | None, command: EventReceived) -> bool:

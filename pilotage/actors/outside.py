@@ -74,6 +74,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECS = 0.1
 MAX_PAUSE_SECS = 30.0
+NEXT_MS_SECS = 0.002
 ADMIT = AdmitRun()
 RELEASE = Release()
 _NOT_NOW = (
@@ -94,7 +95,7 @@ class Outside:
     def __init__(self, services: Services, actor: RunActor) -> None:
         self._services = services
         self._actor = ref(actor)  # which owns this: the other way round neither would be freed
-        self._queue: deque[tuple[str | None, Effect]] | None = None  # most runs never need it
+        self._queue: deque[tuple[str | None, Effect, bool]] | None = None  # most runs never need it
         self._task: asyncio.Task[None] | None = None
 
     def close(self) -> None:
@@ -138,8 +139,9 @@ class Outside:
                 self._later(ids.get(id(effect)), effect)
 
     def deliver_all(self, outbox: Mapping[str, Effect]) -> None:
+        """What the store has kept: whether it was delivered before nobody knows."""
         for message_id, message in sorted(outbox.items(), key=_in_order):
-            self._later(message_id, message)
+            self._later(message_id, message, again=True)
 
     def hold_slots(self, state: RunState, *, others_go: bool) -> None:
         """The slots that the state says are held; with `others_go` the run has no others, but for
@@ -225,9 +227,10 @@ class Outside:
         self._services.timers.cancel((self._run_id, step))
 
     def _park(self, effect: ParkEvent) -> None:
-        project = self._state.head.project_id
+        state, i = self._state, effect.step
+        since_ms = state.step(i).started_at_ms or 0
         self._services.hub.park(
-            project, effect.event_key, self._run_id, effect.step, effect.attempt
+            state.head.project_id, effect.event_key, state.id, i, effect.attempt, since_ms
         )
         self._later(None, effect)
 
@@ -250,10 +253,10 @@ class Outside:
 
     # --- in order, until acknowledged ------------------------------------------------------------
 
-    def _later(self, message_id: str | None, effect: Effect) -> None:
+    def _later(self, message_id: str | None, effect: Effect, *, again: bool = False) -> None:
         if self._queue is None:
             self._queue = deque()
-        self._queue.append((message_id, effect))
+        self._queue.append((message_id, effect, again))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(
                 self._work(self._owner()), name=f"outside {self._run_id}"
@@ -263,19 +266,19 @@ class Outside:
         """`actor`: kept until the work is done, or was stopped."""
         queue = self._queue
         while queue:
-            message_id, effect = queue[0]
-            await self._insist(effect, message_id)
+            message_id, effect, again = queue[0]
+            await self._insist(effect, message_id, again=again)
             queue.popleft()
             if message_id is not None:
                 self._services.directory.notify(self._run_id, Delivered(message_id=message_id))
         self._services.directory.notify(actor.actor_urn, RELEASE)
 
-    async def _insist(self, effect: Effect, message_id: str | None) -> None:
-        """Do it, again and again while the receiver cannot take it."""
+    async def _insist(self, effect: Effect, message_id: str | None, *, again: bool) -> None:
+        """Do it, again and again while the receiver cannot take it. `again`: it may be done."""
         pause = FIRST_PAUSE_SECS
         while True:
             try:
-                await self._deliver(effect, message_id)
+                await self._deliver(effect, message_id, again=again)
             except _NOT_NOW as error:
                 logger.debug("run %s: %s not delivered yet: %s", self._run_id, effect, error)
             except ApplicationError as error:
@@ -285,10 +288,11 @@ class Outside:
                 logger.exception("run %s: %s could not be delivered", self._run_id, effect)
             else:
                 return
+            again = True
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE_SECS)
 
-    async def _deliver(self, effect: Effect, message_id: str | None) -> None:
+    async def _deliver(self, effect: Effect, message_id: str | None, *, again: bool) -> None:
         if isinstance(effect, StartChild):
             await self._start_child(effect)
         elif isinstance(effect, TellChild):
@@ -298,7 +302,7 @@ class Outside:
         elif isinstance(effect, ParkEvent):
             await self._take_early(effect)
         elif isinstance(effect, EmitEvent):
-            await self._emit(effect, message_id)
+            await self._emit(effect, message_id, again=again)
         else:
             raise TypeError(f"no way to do {type(effect).__name__}")
 
@@ -368,7 +372,12 @@ class Outside:
         )
         await self._services.directory.command(effect.parent_run_id, command)
 
-    async def _emit(self, effect: EmitEvent, message_id: str | None) -> None:
+    async def _emit(self, effect: EmitEvent, message_id: str | None, *, again: bool) -> None:
+        """The first time to all who wait; after that only to those who waited when it was sent:
+        a step that parks once it has been delivered parks in a later millisecond.
+        """
+        if effect.at_ms == self._services.clock.now_ms():
+            await asyncio.sleep(NEXT_MS_SECS)
         await self._services.hub.send(
             self._state.head.project_id,
             effect.event_key,
@@ -377,6 +386,7 @@ class Outside:
             actor=f"run {self._run_id}",
             buffer_secs=0,
             now_ms=self._services.clock.now_ms(),
+            parked_by_ms=effect.at_ms if again else None,
         )
 
 

@@ -118,9 +118,12 @@ class TellParent(Effect, frozen=True, kw_only=True, tag=True):
     error: str | None = None
 
 
-class EmitEvent(Effect, frozen=True, kw_only=True, tag=True):
+class EmitEvent(Effect, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """`at_ms`: when it was sent; a repeated delivery is for those only who waited by then."""
+
     event_key: str
     payload: bytes | None = None
+    at_ms: int | None = None
 
 
 Message = TellChild | TellParent | EmitEvent

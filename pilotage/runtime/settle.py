@@ -395,7 +395,7 @@ def complete(
         )
     )
     if key is not None:
-        d.effects.append(EmitEvent(event_key=key, payload=output))
+        d.effects.append(EmitEvent(event_key=key, payload=output, at_ms=d.now))
 
 
 def fail(

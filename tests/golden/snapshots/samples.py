@@ -148,6 +148,7 @@ SAMPLES: dict[str, Any] = {
         error="step x failed",
     ),
     "message-event": EmitEvent(event_key="order/7", payload=b'{"a": 1}'),
+    "message-event-timed": EmitEvent(event_key="order/7", payload=b'{"a": 1}', at_ms=AT),
     "history-completed": StepCompleted(
         at_ms=AT, actor="key ops", step=2, output=b"12", resolution=Resolution.APPROVED, reason="ok"
     ),

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from pilotage.actors.errors import ForbiddenError
+from pilotage.actors.event_hub import EventHub, EventReceipt
 from pilotage.actors.principal import ADMIN
 from pilotage.runtime.validation import ParsedTrigger
 from tests.integration.actors.rig import PROJECT, Rig, gate, noop
@@ -126,6 +127,46 @@ async def test_a_step_can_send_an_event_that_another_run_waits_for(world: Rig) -
     await world.until(await world.trigger(sends, n=1), "completed")
     await world.until(run, "completed")
     assert await output(world, run, "e") == 5
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_an_emitted_event_that_was_not_acknowledged_is_for_those_who_waited_then(
+    world: Rig, monkeypatch: pytest.MonkeyPatch, delivered: bool
+) -> None:
+    """The crash comes after its delivery or before it; it is taken once, and by the first wait."""
+    send_event = EventHub.send
+    again, receipts = asyncio.Event(), list[EventReceipt]()
+
+    async def unacknowledged(hub: EventHub, *args: Any, **rest: Any) -> EventReceipt:
+        if again.is_set():
+            receipts.append(await send_event(hub, *args, **rest))
+            return receipts[-1]
+        if delivered:
+            await send_event(hub, *args, **rest)
+        again.set()
+        await asyncio.Event().wait()  # until the crash
+        raise AssertionError
+
+    monkeypatch.setattr(EventHub, "send", unacknowledged)
+    waits = await world.workflow("waits", [event("e"), event("next", "e")])
+    sends = await world.workflow("sends", [noop("s", payload={"value": 5}, event_emit_key="k")])
+    run = await world.trigger(waits)
+    await world.until_step(run, "e", "waiting", "event")
+    await world.trigger(sends)
+    await asyncio.wait_for(again.wait(), 30)
+    late = await world.trigger(waits)
+    await world.until_step(late, "e", "waiting", "event")
+    if delivered:
+        await world.until_step(run, "next", "waiting", "event")
+    await world.crash_and_start()
+    await wait_until(lambda: len(receipts) == 1, "it is sent again")
+    await world.until_step(run, "next", "waiting", "event")
+    assert receipts[0].delivered == (0 if delivered else 1)
+    assert await output(world, run, "e") == 5
+    assert (await world.step(run, "next")).status == "waiting"
+    assert (await world.step(late, "e")).status == "waiting"
+    assert await send(world, 6) == 2
+    await world.until(run, "completed")
 
 
 async def test_an_approval_survives_a_crash_and_is_decided_by_approvers_only(world: Rig) -> None:

@@ -71,11 +71,13 @@ class World:
         self.hub.unpark("p", "k", run_id, command.step)
         return Answer(result=Done(), state=blank(run_id))
 
-    async def park(self, run_id: str) -> None:
-        self.hub.park("p", "k", run_id, 0, 1)
+    async def park(self, run_id: str, since_ms: int = 0) -> None:
+        self.hub.park("p", "k", run_id, 0, 1, since_ms)
         await self.hub.take_early("p", "k", run_id, 0, 1)
 
-    async def send(self, payload: bytes, buffer_secs: int = 60) -> int:
+    async def send(
+        self, payload: bytes, buffer_secs: int = 60, parked_by_ms: int | None = None
+    ) -> int:
         receipt = await self.hub.send(
             "p",
             "k",
@@ -84,6 +86,7 @@ class World:
             actor="test",
             buffer_secs=buffer_secs,
             now_ms=SystemClock().now_ms(),
+            parked_by_ms=parked_by_ms,
         )
         return receipt.delivered
 
@@ -193,3 +196,15 @@ async def test_an_early_event_stays_the_steps_own_while_its_run_cannot_answer(
     world.away.clear()
     await world.hub.take_early("p", "k", "a", 0, 1)
     assert world.taken == [("a", b"1")]
+
+
+async def test_an_event_sent_again_goes_to_those_only_who_waited_when_it_was_sent(
+    world: World,
+) -> None:
+    await world.park("before", since_ms=99)
+    await world.park("at", since_ms=100)
+    await world.park("after", since_ms=101)
+    assert await world.send(b"1", buffer_secs=0, parked_by_ms=100) == 2
+    assert world.taken == [("before", b"1"), ("at", b"1")]
+    assert await world.send(b"1", buffer_secs=0, parked_by_ms=100) == 0
+    assert await world.send(b"2", buffer_secs=0) == 1

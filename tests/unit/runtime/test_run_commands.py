@@ -161,7 +161,7 @@ def test_skip_and_force_complete_of_a_queued_run_are_recorded_and_it_still_waits
 
 def test_force_complete_of_a_queued_run_sends_its_event() -> None:
     run = Run(job("a", event_emit_key="done"), slot=False).does(c.ForceCompleteStep, "a")
-    assert run.effects(EmitEvent) == [EmitEvent(event_key="done")]
+    assert run.effects(EmitEvent) == [EmitEvent(event_key="done", at_ms=run.now)]
 
 
 def test_a_replay_in_a_queued_run_leaves_it_in_the_queue() -> None:

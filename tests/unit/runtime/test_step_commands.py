@@ -342,7 +342,9 @@ def test_outputs_are_bounded_together() -> None:
 def test_a_completed_step_sends_its_event_with_its_output() -> None:
     run = Run(job("a", event_emit_key="order-{{ payload.n }}"), payload=b'{"n": 7}')
     run.completes("a", output={"x": 1})
-    assert run.effects(EmitEvent) == [EmitEvent(event_key="order-7", payload=b'{"x":1}')]
+    assert run.effects(EmitEvent) == [
+        EmitEvent(event_key="order-7", payload=b'{"x":1}', at_ms=run.now)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -364,4 +366,4 @@ def test_an_event_key_that_cannot_be_made_fails_the_step_final(key: str, problem
 
 def test_a_number_is_a_fine_event_key() -> None:
     run = Run(job("a", event_emit_key="{{ payload.n }}"), payload=b'{"n": 12}').completes("a")
-    assert run.effects(EmitEvent) == [EmitEvent(event_key="12")]
+    assert run.effects(EmitEvent) == [EmitEvent(event_key="12", at_ms=run.now)]
