@@ -20,7 +20,7 @@ import msgspec
 from pilotage.actors.api_keys import ApiKeys
 from pilotage.actors.catalog_deleted import DeletedWorkflows
 from pilotage.actors.catalog_graphs import GraphCache
-from pilotage.actors.catalog_lookup import Known, each, find, look_up, references, unknown
+from pilotage.actors.catalog_lookup import Known, at_hand, each, find, look_up, references, unknown
 from pilotage.actors.catalog_model import (
     Job,
     Workflow,
@@ -240,6 +240,10 @@ class Catalog:
     async def job(self, project_id: str | None, id_or_slug: str) -> Job:
         """A project's stored job; without a project by id only."""
         return await look_up(self._jobs, "job", project_id, id_or_slug)
+
+    def job_at_hand(self, project_id: str, ref: str) -> Job | None:
+        """The stored job that `job_for_attempt` would find without asking the store."""
+        return at_hand(self._jobs, project_id, ref)
 
     async def job_for_attempt(self, project_id: str, ref: str) -> Job:
         """What a step's `job_id` means: the project's job, else a registered Python function."""

@@ -53,6 +53,16 @@ async def find(shelf: Shelf[D], project_id: str, id_or_slug: str) -> D | None:
     return await shelf.find(project_id, id_or_slug)
 
 
+def at_hand(shelf: Shelf[D], project_id: str, id_or_slug: str) -> D | None:
+    """What `find` would give without asking the store; None says nothing."""
+    found = shelf.cached(id_or_slug)
+    if found is None and looks_like_id(id_or_slug):
+        return None
+    if found is not None and found.project_id == project_id:
+        return found
+    return shelf.cached_slug(project_id, id_or_slug)
+
+
 async def look_up(shelf: Shelf[D], what: str, project_id: str | None, id_or_slug: str) -> D:
     if project_id is not None:
         found = await find(shelf, project_id, id_or_slug)

@@ -107,11 +107,23 @@ class Shelf(Generic[T]):
         self._slugs: OrderedDict[tuple[str, str], str | None] = OrderedDict()
         self._writes = 0
 
-    async def get(self, item_id: str) -> T | None:
+    def cached(self, item_id: str) -> T | None:
+        """The definition, if it is in memory."""
         cached = self._items.get(item_id)
+        if cached is None:
+            return None
+        self._items.move_to_end(item_id)
+        return cached[0]
+
+    def cached_slug(self, partition: str, slug: str) -> T | None:
+        """The definition with that slug, if it is in memory."""
+        known = self._slugs.get((partition, slug))
+        return None if known is None else self.cached(known)
+
+    async def get(self, item_id: str) -> T | None:
+        cached = self.cached(item_id)
         if cached is not None:
-            self._items.move_to_end(item_id)
-            return cached[0]
+            return cached
         seen = self._writes
         with catalog_errors(self._filing.kind):
             record = await self._store.get_record(self._filing.kind, item_id)

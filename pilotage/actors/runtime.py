@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from pilotage.actors.admission import Admission, JobKey
+from pilotage.actors.attempt_jobs import AttemptJobs
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
 from pilotage.actors.catalog_model import Job, Workflow
@@ -27,7 +28,7 @@ from pilotage.actors.event_hub import EventHub
 from pilotage.actors.executors.dispatch import Executors
 from pilotage.actors.executors.http_executor import HttpExecutor, HttpSettings
 from pilotage.actors.executors.python_executor import PythonExecutor
-from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
+from pilotage.actors.executors.python_jobs import JobRegistry
 from pilotage.actors.executors.tokens import RunTokens
 from pilotage.actors.gateway import Gateway
 from pilotage.actors.heartbeats import Heartbeats
@@ -48,7 +49,6 @@ from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.port import FencedError, Store
 from pilotage.persistence.redis_store import RedisStore
 from pilotage.runtime.commands import AdmitRun, Command, EventReceived, SlotGranted
-from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.errors import PilotageError
 from pilotage.runtime.status import ExecutionMode, RunStatus
 from pilotage.settings import Settings
@@ -184,9 +184,10 @@ class Runtime:
             limit_of=self._look_up_limit,
             occupied=lambda job: self.executors.occupied(*job),
         )
+        jobs = AttemptJobs(self.catalog, self.registry)
         self.executors = Executors(
             self.registry,
-            self._job_spec,
+            jobs.look_up,
             PythonExecutor(vacated=self._job_vacated),
             {
                 ExecutionMode.HTTP: HttpExecutor(
@@ -195,6 +196,7 @@ class Runtime:
                     HttpSettings(allow_private_endpoints=settings.allow_private_endpoints),
                 )
             },
+            at_hand=jobs.at_hand,
             clock=clock,
         )
         self.services = Services(
@@ -384,21 +386,6 @@ class Runtime:
         self.room.refuse_if_full()
         if self.supervisor.active >= self.settings.max_active_runs:
             raise too_many(self.supervisor.active, self.settings.max_active_runs)
-
-    async def _job_spec(self, project_id: str, ref: str) -> JobSpec | PythonJob:
-        """What does the attempts of a job now. A stored Python job is the function of its slug."""
-        job = await self.catalog.job_for_attempt(project_id, ref)
-        if not job.enabled:
-            raise NotFoundError(f'job "{job.slug}" is disabled')
-        if job.spec.execution_mode is not ExecutionMode.PYTHON:
-            return job.spec
-        function = self.registry.get(job.slug)
-        if function is None:
-            raise NotFoundError(
-                f'job "{job.slug}" is a Python job, but no function of that name is registered;'
-                " start the server with the app that has it"
-            )
-        return function
 
     async def _deliver_event(self, run_id: str, command: EventReceived) -> Answer | None:
         try:

@@ -1,8 +1,8 @@
 """The one door to all executors: finds the job of an attempt and who does it.
 
-Registered Python functions are found without waiting for anything; every other job is looked up,
-at each attempt anew, so that a changed address or secret takes effect at once. What cannot be
-looked up because the store is away waits and is looked up again: no attempt is burnt by that.
+Registered Python functions are found first; every other job is looked up, at each attempt anew, so
+that a changed address or secret takes effect at once. What cannot be looked up because the store
+is away waits and is looked up again: no attempt is burnt by that.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ MAX_IN_FLIGHT = 10_000
 
 Resolve = Callable[[str, str], Awaitable[JobSpec | PythonJob]]
 """(project id, job reference) -> the job; raises `NotFoundError` or `UnavailableError`."""
+AtHand = Callable[[str, str], JobSpec | PythonJob | None]
+"""The same without waiting; None: it has to be looked up."""
 
 CLOCK_SET_MS = 1_000
 """A difference between the two clocks that no adjustment of their pace makes within an attempt."""
@@ -101,11 +103,13 @@ class Executors:
         python: PythonExecutor,
         others: Mapping[ExecutionMode, ModeExecutor[JobSpec]],
         *,
+        at_hand: AtHand | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
         clock: Clock | None = None,
     ) -> None:
         self._registry = registry
         self._resolve = resolve
+        self._at_hand = at_hand
         self._python = python
         self._others = dict(others)
         self._max_in_flight = max_in_flight
@@ -244,30 +248,43 @@ class Executors:
 
     def _begin(self, entry: _Entry) -> None:
         self._entries[entry.key] = entry
-        job = self._registry.get(entry.attempt.job)
+        job = self._registry.get(entry.attempt.job) or self._found_at_hand(entry.attempt)
         if job is not None:
-            entry.executor = self._python
-            self._python.start(entry.attempt, job, entry.deliver)
+            self._hand_over(entry, job)
         else:
             entry.lookup = self._loop.create_task(self._look_up(entry), name="job look-up")
             self._lookups.add(entry.lookup)
             entry.lookup.add_done_callback(self._lookups.discard)
+
+    def _found_at_hand(self, attempt: Attempt) -> JobSpec | PythonJob | None:
+        """What can be handed over now; a job that nobody here does fails later, not from within."""
+        if self._at_hand is None:
+            return None
+        job = self._at_hand(attempt.project_id, attempt.job)
+        return job if isinstance(job, PythonJob) or self._executor_for(job) is not None else None
+
+    def _executor_for(self, job: JobSpec | None) -> ModeExecutor[JobSpec] | None:
+        return None if job is None else self._others.get(job.execution_mode)
 
     async def _look_up(self, entry: _Entry) -> None:
         found = await self._found(entry)
         entry.lookup = None
         if isinstance(found, Failed):
             entry.deliver(found)
-        elif isinstance(found, PythonJob):
-            entry.executor = self._python
-            self._python.start(entry.attempt, found, entry.deliver)
         else:
-            executor = self._others.get(found.execution_mode)
-            if executor is None:
-                entry.deliver(_nobody_for(entry.attempt.job, found.execution_mode))
-                return
-            entry.executor = executor
-            executor.start(entry.attempt, found, entry.deliver)
+            self._hand_over(entry, found)
+
+    def _hand_over(self, entry: _Entry, job: JobSpec | PythonJob) -> None:
+        if isinstance(job, PythonJob):
+            entry.executor = self._python
+            self._python.start(entry.attempt, job, entry.deliver)
+            return
+        executor = self._executor_for(job)
+        if executor is None:
+            entry.deliver(_nobody_for(entry.attempt.job, job.execution_mode))
+            return
+        entry.executor = executor
+        executor.start(entry.attempt, job, entry.deliver)
 
     async def _found(self, entry: _Entry) -> JobSpec | PythonJob | Failed:
         attempt = entry.attempt

@@ -67,6 +67,7 @@ class Bench:
         self.hands = Hands()
         self.lookups: list[tuple[str, str]] = []
         self.answers: list[Any] = []
+        self.at_hand: dict[tuple[str, str], JobSpec | PythonJob] = {}
         others: dict[ExecutionMode, ModeExecutor[JobSpec]] = {ExecutionMode.HTTP: self.hands}
         self.clock = FakeClock()
         self.executors = Executors(
@@ -74,6 +75,7 @@ class Bench:
             self.resolve,
             PythonExecutor(),
             others,
+            at_hand=lambda project_id, job: self.at_hand.get((project_id, job)),
             max_in_flight=max_in_flight,
             clock=self.clock,
         )
@@ -133,6 +135,26 @@ async def test_a_look_up_may_find_a_python_job(bench: Bench) -> None:
     bench.answers = [JobRegistry().register(lambda: 3, name="elsewhere")]
     _, recorder = bench.begin("a-slug")
     assert await recorder.output() == b"3"
+
+
+async def test_what_is_at_hand_is_begun_at_once(bench: Bench) -> None:
+    bench.at_hand = {
+        ("p", "web"): WEB_JOB,
+        ("p", "a-slug"): JobRegistry().register(lambda: 3, name="elsewhere"),
+    }
+    order, _ = bench.begin()
+    assert order.key in bench.hands.started
+    _, recorder = bench.begin("a-slug")
+    assert await recorder.output() == b"3"
+    assert not bench.lookups
+
+
+async def test_a_job_at_hand_that_nobody_does_fails_like_any_other(bench: Bench) -> None:
+    nobodys = JobSpec(execution_mode=ExecutionMode.PYTHON)
+    bench.at_hand, bench.answers = {("p", "web"): nobodys}, [nobodys]
+    _, recorder = bench.begin()
+    failed = await recorder.failed()
+    assert failed.error_class == "no_executor"
 
 
 async def test_an_unknown_job_is_final(bench: Bench) -> None:

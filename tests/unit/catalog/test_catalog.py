@@ -149,6 +149,28 @@ async def test_a_workflow_with_active_runs_is_not_deleted(kit: Kit) -> None:
         await kit.catalog.delete_workflow(made)
 
 
+async def test_a_job_is_at_hand_once_it_was_looked_up_and_only_in_its_project(kit: Kit) -> None:
+    job = await kit.job()
+    assert kit.catalog.job_at_hand("p", job.id) == job
+    reborn = Kit(kit.store.server)
+    await reborn.store.open()
+    catalog = reborn.catalog
+    assert [catalog.job_at_hand("p", name) for name in (job.id, "j")] == [None, None]
+    assert await catalog.job_for_attempt("p", "j") == job
+    assert [catalog.job_at_hand("p", name) for name in (job.id, "j")] == [job, job]
+    assert [catalog.job_at_hand("q", name) for name in (job.id, "j")] == [None, None]
+
+
+async def test_what_is_at_hand_follows_the_changes_of_a_job(kit: Kit) -> None:
+    job = await kit.job()
+    await kit.catalog.job("p", "j")
+    changed = await kit.catalog.update_job(job, parse_job_patch({"max_attempts": 9}, job))
+    await kit.catalog.job("p", "j")
+    assert [kit.catalog.job_at_hand("p", name) for name in (job.id, "j")] == [changed, changed]
+    await kit.catalog.delete_job(changed)
+    assert [kit.catalog.job_at_hand("p", name) for name in (job.id, "j")] == [None, None]
+
+
 async def test_a_job_in_use_is_not_deleted(kit: Kit) -> None:
     job = await kit.job()
     workflow = await kit.workflow()

@@ -1,0 +1,45 @@
+"""What does the attempts of a job now: looked up at each attempt anew.
+
+A stored Python job is the function of its slug. What the catalog has at hand is found at once,
+without waiting; why a job cannot be used is only ever said by `look_up`.
+"""
+
+from __future__ import annotations
+
+from pilotage.actors.catalog import Catalog
+from pilotage.actors.catalog_model import Job
+from pilotage.actors.errors import NotFoundError
+from pilotage.actors.executors.python_jobs import JobRegistry, PythonJob
+from pilotage.runtime.definition import JobSpec
+from pilotage.runtime.status import ExecutionMode
+
+
+class AttemptJobs:
+    """The catalog's jobs, as executors need them."""
+
+    def __init__(self, catalog: Catalog, registry: JobRegistry) -> None:
+        self._catalog = catalog
+        self._registry = registry
+
+    def at_hand(self, project_id: str, ref: str) -> JobSpec | PythonJob | None:
+        """None: look it up."""
+        job = self._catalog.job_at_hand(project_id, ref)
+        return None if job is None or not job.enabled else self._does(job)
+
+    async def look_up(self, project_id: str, ref: str) -> JobSpec | PythonJob:
+        """Raises `NotFoundError` and `UnavailableError`."""
+        job = await self._catalog.job_for_attempt(project_id, ref)
+        if not job.enabled:
+            raise NotFoundError(f'job "{job.slug}" is disabled')
+        found = self._does(job)
+        if found is None:
+            raise NotFoundError(
+                f'job "{job.slug}" is a Python job, but no function of that name is registered;'
+                " start the server with the app that has it"
+            )
+        return found
+
+    def _does(self, job: Job) -> JobSpec | PythonJob | None:
+        if job.spec.execution_mode is not ExecutionMode.PYTHON:
+            return job.spec
+        return self._registry.get(job.slug)
