@@ -9,16 +9,20 @@ A lost connection, an answer that does not come, and a protocol that is none fai
 flight on that connection; the next command opens another. Nothing is ever sent twice here. Who
 stops waiting for an answer disturbs nobody: it is read and dropped.
 
+A server that says it is loading, or a replica, is left: behind the address there may be another by
+now (a failover, a proxy), which only a new connection reaches. Idle connections to it go as well.
+
 All methods belong to the event loop on which `Wires` first was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import hiredis
@@ -39,6 +43,8 @@ MAX_WAITING: Final = 4_096
 """Answers that one connection owes at most."""
 _NOTHING: Final = object()
 _PASSING: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN")
+# Inside a script Redis 6.2 wraps the words of the error in its own.
+_WRONG_SERVER: Final = re.compile(r"\b(LOADING|READONLY|MASTERDOWN)\b")
 
 
 def packed(*words: Argument) -> bytes:
@@ -126,6 +132,8 @@ class Wire(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self.closed = False
         self.lost = asyncio.Event()
+        self.on_wrong_server: Callable[[], object] | None = None
+        """Told when the server says that it is not the one to ask now; the connection is closed."""
 
     @property
     def waiting(self) -> int:
@@ -175,6 +183,9 @@ class Wire(asyncio.Protocol):
                 if isinstance(reply, RedisConnectionError) or not waiting:
                     self._fail(reply if waiting else InvalidResponse("an answer to no command"))
                     return
+                if isinstance(reply, ResponseError) and _WRONG_SERVER.search(str(reply)):
+                    self._leave(reply)
+                    return
                 answer = waiting.popleft()
                 if answer.done():
                     continue
@@ -197,6 +208,12 @@ class Wire(asyncio.Protocol):
         unsent, self._unsent = self._unsent, []
         if self._transport is not None and not self.closed:
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+    def _leave(self, refusal: ResponseError) -> None:
+        """What else is in flight would be refused alike."""
+        self._fail(refusal)
+        if self.on_wrong_server is not None:
+            self.on_wrong_server()
 
     def _look_at_clock(self) -> None:
         """One timer a connection, not one a command: it asks how long nothing has come."""
@@ -306,7 +323,14 @@ class Wires:
         if self._closed:
             task.result().close()
         else:
-            self._open.append(task.result())
+            wire = task.result()
+            wire.on_wrong_server = self._close_idle
+            self._open.append(wire)
+
+    def _close_idle(self) -> None:
+        for wire in self._open:
+            if not wire.waiting:
+                wire.close()
 
     async def close(self) -> None:
         """Whoever waits for an answer hears that the connection was closed."""

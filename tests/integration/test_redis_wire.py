@@ -286,6 +286,51 @@ async def test_a_server_that_only_says_that_it_is_loading_is_away(tmp_path: Path
                 await RedisLink(url).open()
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-READONLY You can't write against a read only replica.\r\n",
+        b"-MASTERDOWN Link with MASTER is down\r\n",
+        b"-ERR Error running script: @user_script:1: -READONLY no writes here\r\n",
+    ],
+)
+async def test_a_server_that_is_not_the_one_to_ask_is_left_with_all_idle_connections(
+    tmp_path: Path, refusal: bytes
+) -> None:
+    """Another one is behind the address by now; the old one lives on and keeps its connections."""
+    failed_over = False
+    both_asked = asyncio.Event()
+
+    async def answer(number: int, _: bytes) -> bytes:
+        if number < 2 and failed_over:
+            return refusal
+        if len(server.packets) == 2:
+            both_asked.set()
+        await both_asked.wait()
+        return b"+PONG\r\n"
+
+    async with Scripted(tmp_path, answer) as server, wires_to(server.url, eager=True) as wires:
+        first = asyncio.create_task(wires.ask(packed("PING")))
+        await wait_until(lambda: len(server.packets) == 1, "the first command is there")
+        assert await wires.ask(packed("PING")) == await first == b"PONG"
+        assert server.connections == 2
+        failed_over = True
+        with pytest.raises(ResponseError):
+            await wires.ask(packed("PING"))
+        assert await wires.ask(packed("PING")) == b"PONG"
+        assert server.connections == 3
+
+
+async def test_what_is_in_flight_to_a_server_that_is_left_is_refused_alike(tmp_path: Path) -> None:
+    async def one_refusal(_: int, data: bytes) -> bytes:
+        return b"-LOADING\r\n" if b"PING" in data else b""
+
+    async with Scripted(tmp_path, one_refusal) as server, wires_to(server.url, 1) as wires:
+        said = await outcomes(*(wires.ask(packed("PING")) for _ in range(3)))
+        assert [str(each) for each in said] == ["LOADING"] * 3
+
+
 async def test_an_answer_of_another_kind_is_no_redis(tmp_path: Path) -> None:
     async def numbers(_: int, __: bytes) -> bytes:
         return b":1\r\n"
