@@ -343,7 +343,7 @@ class Gateway(RunReader):
 
     def notes(self, state: RunState) -> dict[int | None, Note]:
         """What is known beyond the state of why steps do not move, by step (None: the run)."""
-        return notes_about(state, self._services)
+        return notes_about(state, self._services, self.catalog)
 
     # --- many runs -----------------------------------------------------------------------------
 

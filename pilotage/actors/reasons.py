@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pilotage.actors.admission import QueuePlace
+from pilotage.actors.catalog import Catalog
 from pilotage.actors.services import Services
 from pilotage.runtime.graph import bits
 from pilotage.runtime.insight_reasons import Note
 from pilotage.runtime.state import RunState
 
 
-def notes_about(state: RunState, services: Services) -> dict[int | None, Note]:
+def notes_about(state: RunState, services: Services, catalog: Catalog) -> dict[int | None, Note]:
     """By step; None: the run."""
     found = dict[int | None, Note]()
     place = services.admission.run_place(state.head.workflow_id, state.id)
@@ -19,7 +20,8 @@ def notes_about(state: RunState, services: Services) -> dict[int | None, Note]:
         job = (state.head.project_id, state.graph.steps[i].job_id or "")
         place = services.admission.step_place(job, state.id, i)
         if place is not None:
-            found[i] = _placed(place)
+            known = catalog.job_at_hand(*job)
+            found[i] = _placed(place, "" if known is None else known.slug)
     for i in bits(state.masks.running):
         key = (state.id, i, state.step(i).attempt)
         why = services.executors.why_held(*key)
@@ -31,8 +33,8 @@ def notes_about(state: RunState, services: Services) -> dict[int | None, Note]:
     return found
 
 
-def _placed(place: QueuePlace) -> Note:
+def _placed(place: QueuePlace, job: str = "") -> Note:
     text = f"it is number {place.position} in the queue for {place.limit} slots"
     if place.occupied:
         text += f", {place.occupied} of them taken by threads that did not stop at their timeout"
-    return Note(text=text)
+    return Note(text=text, job=job)

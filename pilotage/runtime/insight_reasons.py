@@ -29,11 +29,13 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """What is known beyond the state of why a step does not move.
 
+    job       what people call the job whose slot it waits for
     held      its attempt was dispatched and is held back: it has not begun
     until_ms  when that ends; of an attempt that was begun late: when it times out
     """
 
     text: str = ""
+    job: str = ""
     held: bool = False
     until_ms: int | None = None
 
@@ -189,9 +191,13 @@ class Reasons:
 
     def _parallel_limit(self, _i: int, _step: StepState, _spec: StepSpec) -> str:
         state = self._state
-        running = listed(state.graph.steps[j].step_ref for j in bits(state.masks.running))
+        users = state.masks.running
+        running = listed(state.graph.steps[j].step_ref for j in bits(users))
         limit = state.head.max_parallel_steps
-        return f"max_parallel_steps is {limit} and {running} are running; starts when one ends"
+        goes_on = "is running; starts when it ends"
+        if users.bit_count() > 1:
+            goes_on = "are running; starts when one ends"
+        return f"max_parallel_steps is {limit} and {running} {goes_on}"
 
     def _concurrency_key(self, _i: int, _step: StepState, spec: StepSpec) -> str:
         state, key = self._state, spec.concurrency_key or ""
@@ -204,8 +210,10 @@ class Reasons:
         return "the run is paused; resume it"
 
     def _job_limit(self, i: int, _step: StepState, spec: StepSpec) -> str:
+        note = self._notes.get(i)
+        job = note.job if note is not None and note.job else spec.job_id
         return (
-            f'all slots of the job "{spec.job_id}" (its max_concurrency, over all runs) are taken; '
+            f'all slots of the job "{job}" (its max_concurrency, over all runs) are taken; '
             f"starts in its turn when one comes free{self._note(i)}"
         )
 

@@ -36,10 +36,11 @@ class ServerProcess:
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
-    def start(self) -> None:
+    def start(self, ahead_ms: int = 0) -> None:
+        """Its clock is ahead of ours by `ahead_ms`."""
         with self.log.open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.blackbox.serving", str(self.data_dir)],
+                [sys.executable, "-m", "tests.blackbox.serving", str(self.data_dir), str(ahead_ms)],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=log,

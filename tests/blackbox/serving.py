@@ -1,6 +1,7 @@
-"""The server process of the black-box tests: `python -m tests.blackbox.serving DATA_DIR`.
+"""The server of the black-box tests: `python -m tests.blackbox.serving DATA_DIR [AHEAD_MS]`.
 
-A few registered Python jobs, everything else comes over HTTP. It prints `up PORT` when it serves.
+A few registered Python jobs, everything else comes over HTTP. Its clock is ahead by `AHEAD_MS`. It
+prints `up PORT` when it serves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 
 from pilotage.actors.executors.job_context import Fail, JobContext, Retry
 from pilotage.actors.executors.python_jobs import JobRegistry
+from pilotage.actors.kernel import SystemClock
 from pilotage.actors.runtime import Runtime
 from pilotage.http.app import create_app
 from pilotage.http.server import serve_app
@@ -81,7 +83,19 @@ def registry() -> JobRegistry:
     return jobs
 
 
-async def main(data_dir: Path) -> None:
+class AheadClock(SystemClock):
+    """The system's clocks, but for a wall clock that is ahead."""
+
+    __slots__ = ("_ahead_ms",)
+
+    def __init__(self, ahead_ms: int) -> None:
+        self._ahead_ms = ahead_ms
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self._ahead_ms
+
+
+async def main(data_dir: Path, ahead_ms: int) -> None:
     settings = Settings(
         data_dir=data_dir,
         port=0,
@@ -90,7 +104,7 @@ async def main(data_dir: Path) -> None:
         lease_secs=2,
         auth_failure_limit=1_000_000,  # a client that tries everything fails often
     )
-    runtime = Runtime(settings=settings, registry=registry())
+    runtime = Runtime(settings=settings, registry=registry(), clock=AheadClock(ahead_ms))
     await runtime.start()
     app = create_app(runtime.gateway, settings, metrics=runtime.metrics)
     server = await serve_app(app, settings.host, settings.port)
@@ -105,4 +119,4 @@ async def main(data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

@@ -98,7 +98,9 @@ def limits(api: Api, explained: Watcher, jobs: JobServer, gate: Gates) -> None:
     explained.endless(run_id, "b", "concurrency_key", '"a"', '"x"')
     run_id = api.start(job("a", single), job("b", single), job("c", single))
     api.until_step(run_id, "a", "running")
-    explained.endless(run_id, "b", "job_limit", "max_concurrency", "number 1 in the queue")
+    explained.endless(
+        run_id, "b", "job_limit", f'job "{single}" (its max_concurrency', "number 1 in the queue"
+    )
     explained.endless(run_id, "c", "job_limit", "number 2 in the queue for 1 slots")
 
 

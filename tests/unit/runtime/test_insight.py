@@ -178,7 +178,17 @@ def test_what_is_held_back_says_by_whom() -> None:
         {"a": "", "b": ""}, {"a": running(), "b": held}, head={"max_parallel_steps": 1}
     )
     assert reason_of(limited, "b")[0] == "parallel_limit"
-    assert '"a"' in reason_of(limited, "b")[1]
+    assert reason_of(limited, "b")[1] == (
+        'max_parallel_steps is 1 and "a" is running; starts when it ends'
+    )
+    more = state_of(
+        {"a": "", "b": "", "c": ""},
+        {"a": running(), "b": running(), "c": held},
+        head={"max_parallel_steps": 2},
+    )
+    assert reason_of(more, "c")[1] == (
+        'max_parallel_steps is 2 and "a" and "b" are running; starts when one ends'
+    )
     assert explain(limited).steps[1].since == rfc3339(T0 + 3)
     key = {"concurrency_key": "k"}
     keyed = state_of({"a": "", "b": ""}, {"a": running(), "b": held}, a=key, b=key)
@@ -190,6 +200,9 @@ def test_what_is_held_back_says_by_whom() -> None:
     slots = state_of({"a": ""}, {"a": wants})
     assert "max_concurrency" in reason_of(slots, "a")[1]
     assert reason_of(slots, "a", {0: Note(text="it is number 3")})[1].endswith("; it is number 3")
+    assert reason_of(slots, "a")[1].startswith('all slots of the job "job" (')
+    named: dict[int | None, Note] = {0: Note(text="it is number 3", job="charge-card")}
+    assert reason_of(slots, "a", named)[1].startswith('all slots of the job "charge-card" (')
 
 
 def test_a_paused_run_and_a_queued_run_say_so() -> None:
