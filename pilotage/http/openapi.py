@@ -16,7 +16,7 @@ from litestar.routes import HTTPRoute
 
 from pilotage import __version__
 from pilotage.http.auth import PUBLIC
-from pilotage.http.openapi_examples import ERRORS, EXAMPLES
+from pilotage.http.openapi_examples import ERRORS, EXAMPLES, SHOWN_ONCE
 from pilotage.http.openapi_model import TAGS, Doc
 from pilotage.http.openapi_operations import DOCS
 from pilotage.http.openapi_parameters import PARAMETERS, header_parameters, path_parameters
@@ -111,10 +111,8 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler, doc: Doc) -> J
     if about:
         operation["description"] = about
     if doc.body is not None:
-        schema = _schema(doc.body)
-        if not doc.body_required:  # null is the same as none
-            schema = {"anyOf": [schema, {"type": "null"}]}
-        media: Json = {"schema": schema, "example": EXAMPLES[doc.body]}
+        # Null is the same as no body; to say so here breaks clients that are generated from it.
+        media: Json = {"schema": _schema(doc.body), "example": EXAMPLES[doc.body]}
         operation["requestBody"] = {
             "required": doc.body_required,
             "content": {_JSON: media},
@@ -184,6 +182,8 @@ def _success(status: int, answer: str | None, doc: Doc) -> Json:
         return response
     name = answer.removesuffix("[]")
     example = EXAMPLES[name]
+    if status == HTTPStatus.CREATED and name in SHOWN_ONCE:
+        example = {**example, **SHOWN_ONCE[name]}
     content: Json = {_JSON: {"schema": _schema(answer), "example": example}}
     if answer.endswith("[]"):
         page: Json = {

@@ -262,6 +262,9 @@ def error_example(code: str, message: str, details: list[str] | None = None) -> 
     }
 
 
+SHOWN_ONCE: dict[str, Any] = {"ApiKey": {"key": f"plt_{'x' * 43}"}}
+"""What is shown beside that when it has just been made."""
+
 ERRORS: dict[int, dict[str, Any]] = {
     400: error_example("bad_request", "the body is not valid JSON: trailing characters (byte 7)"),
     401: error_example(

@@ -30,6 +30,7 @@ Schema = dict[str, Any]
 ANY_JSON: Schema = {"description": "Any JSON value."}
 PROJECT: Schema = dict(IDENTITY_READERS["project_id"].schema)
 NULL: Schema = {"type": "null"}
+_BESIDE = ("description", "default")
 
 _ABOUT: Mapping[str, str] = {
     "name": "The slug, if it is left out.",
@@ -61,10 +62,12 @@ _ABOUT: Mapping[str, str] = {
 
 
 def or_null(schema: Mapping[str, Any]) -> Schema:
-    """The schema, or null."""
+    """The schema, or null. Words are said in two branches: generators make one type of them."""
+    if "enum" in schema:
+        words = {k: v for k, v in schema.items() if k not in _BESIDE}
+        return {k: v for k, v in schema.items() if k in _BESIDE} | {"anyOf": [words, NULL]}
     if "type" in schema:
-        nullable = {**schema, "type": [schema["type"], "null"]}
-        return nullable | {"enum": [*schema["enum"], None]} if "enum" in schema else nullable
+        return {**schema, "type": [schema["type"], "null"]}
     if "$ref" in schema:
         return {"anyOf": [dict(schema), NULL]}
     return dict(schema)

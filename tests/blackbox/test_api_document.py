@@ -121,3 +121,30 @@ def test_metrics_have_no_label_of_a_callers_making(api: Api) -> None:
     text = api.request("GET", "/metrics").text
     assert "a-path-of-mine" not in text
     assert run_id not in text
+
+
+def test_bodies_are_said_so_that_generators_make_one_type_of_each(api: Api) -> None:
+    """A union for a body that may be left out, or a list of types beside a list of words, breaks
+    clients that are made of the document.
+    """
+    document = httpx.get(f"{api.server.url}/reference/openapi.json").json()
+    bodies = [o.doc["requestBody"] for o in operations(api) if "requestBody" in o.doc]
+    assert len(bodies) > 10
+    assert all(list(body["content"][JSON]["schema"]) == ["$ref"] for body in bodies)
+    fields = [
+        (name, field)
+        for name, schema in document["components"]["schemas"].items()
+        for field in schema.get("properties", {}).values()
+    ]
+    assert not [name for name, field in fields if "enum" in field and field["type"] != "string"]
+
+
+def test_the_key_that_is_made_is_in_the_example_of_its_making_only(api: Api) -> None:
+    shown = {
+        (o.doc["operationId"], status): "plt_" in str(answer["content"][JSON]["example"])
+        for o in operations(api)
+        for status, answer in o.doc["responses"].items()
+        if "api-key" in o.doc["operationId"] and status < "204"
+    }
+    assert shown["create-api-key", "201"]
+    assert sum(shown.values()) == 1
