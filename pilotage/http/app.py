@@ -13,7 +13,7 @@ from litestar.types import ControllerRouterHandler
 
 from pilotage.actors.metrics import Metrics
 from pilotage.http.api import Api
-from pilotage.http.auth import Door, ScopeCheck, require_scopes
+from pilotage.http.auth import Door, Routes, require_scopes
 from pilotage.http.bulk import BulkController
 from pilotage.http.callbacks import CallbacksController
 from pilotage.http.events import EventsController
@@ -22,7 +22,6 @@ from pilotage.http.jobs import JobRunsController, JobsController
 from pilotage.http.keys import KeysController
 from pilotage.http.limits import FailureLimit, RateLimit
 from pilotage.http.ports import GatewayPort, HttpSettings
-from pilotage.http.problems import on_error
 from pilotage.http.quarantine import QuarantineController
 from pilotage.http.reference import ReferenceController
 from pilotage.http.runs import InsightController, RunsController
@@ -78,15 +77,13 @@ def create_app(
             ReferenceController,
             *pages,
         ],
-        middleware=[ScopeCheck],
-        exception_handlers={Exception: on_error},
         state=State({"api": api}),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,
     )
     require_scopes(handlers_of(app))
-    app.asgi_handler = Door(app.asgi_handler, api)
+    app.asgi_handler = Door(Routes(app, api), api)
     return app
 
 

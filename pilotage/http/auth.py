@@ -1,8 +1,9 @@
-"""The door: every request passes here, before anything is routed.
+"""The door: every request passes here, before anything is routed; and the way from it to a route.
 
-It gives the request its id, finds out who asks, refuses who may not, bounds the time that an
+The door gives the request its id, finds out who asks, refuses who may not, bounds the time that an
 answer may take, turns what went wrong into an answer, writes one log line and counts. It works on
-raw headers, because it is on the path of every request.
+raw headers, because it is on the path of every request. `Routes` finds the route and refuses who
+lacks its scope.
 
 Deny by default: everything under `/v1` needs a valid key, and every route there names the scope it
 needs (`opt={"scope": ...}`); an app with a route that names none does not start.
@@ -17,15 +18,19 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from litestar import Litestar
 from litestar.enums import ScopeType
+from litestar.exceptions import MethodNotAllowedException
 from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.utils import normalize_path
 
 from pilotage.actors.catalog_records import new_id
 from pilotage.actors.errors import ForbiddenError, UnauthenticatedError, UnavailableError
 from pilotage.actors.principal import SCOPES
 from pilotage.http.api import Api
 from pilotage.http.call import Call, call_of, note_headers, put_call
+from pilotage.http.deadlines import Deadlines
 from pilotage.http.pages import PAGE_TYPE
 from pilotage.http.problems import INTERNAL, HttpError, Refusal, methods_at, refusal_of
 
@@ -36,8 +41,6 @@ TIME_LIMIT_SECS = 30.0
 """From the first byte of the request to the first of the answer."""
 AWAY_LIMIT_SECS = 1.0
 """The same once the store is known to be away."""
-LOOK_SECS = 0.5
-"""How often requests that wait are looked at."""
 _STRICT = ("/v1/", "/sdk/v1/")
 """Where a path that ends with a slash is another path. The router would overlook the slash, and
 who asks for the run with the empty id must not be given the list of all runs."""
@@ -45,6 +48,8 @@ PUBLIC = "public"
 """As a route's scope: needs no key."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
+_HOST = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*\Z")
+"""What RFC 3986 has in an authority."""
 _BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]{1,4096}) *\Z")
 
 
@@ -60,9 +65,10 @@ class Door:
     def __init__(self, app: ASGIApp, api: Api, *, time_limit_secs: float = TIME_LIMIT_SECS) -> None:
         self._app = app
         self._api = api
-        self._time_limit = time_limit_secs
-        self._waiting: set[asyncio.Timeout] = set()
-        self._looking = False
+        # Whoever waits for a store that is away waits no longer: it may never answer.
+        self._deadlines = Deadlines(
+            time_limit_secs, AWAY_LIMIT_SECS, lambda: api.gateway.store_away is not None
+        )
         self._requests = api.metrics.counter(
             "pilotage_http_requests_total", "Answers.", ("method", "route", "status")
         )
@@ -82,19 +88,17 @@ class Door:
         # Litestar routes no HEAD: it is a GET of which only the beginning is sent.
         asked: HTTPScope = {**scope, "method": "GET"} if head else scope
         seconds = 0.0
-        in_time = True
         id_header = (b"x-request-id", call.request_id.encode())
-        bound = asyncio.timeout(self._time_limit)
+        deadlines = self._deadlines
+        waiting = deadlines.begin()
 
         async def answer(message: Message) -> None:
-            nonlocal seconds, in_time
+            nonlocal seconds
             if message["type"] == "http.response.start":
+                deadlines.end(waiting)  # from now on the client sets the pace
                 call.status = message["status"]
                 seconds = time.perf_counter() - started
                 message["headers"] = [*message.get("headers", ()), id_header]
-                if in_time:  # from now on the client sets the pace
-                    in_time = False
-                    bound.reschedule(None)
                 if head:
                     await send(message)
                     message = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -103,41 +107,23 @@ class Door:
             await send(message)
 
         try:
-            async with bound:
-                self._watch(bound)
-                await self._admit(scope, call)
-                _refuse_slash(scope["path"])
-                if scope["method"] == "OPTIONS":
-                    await _tell_methods(scope, answer)
-                else:
-                    await self._app(asked, receive, answer)
+            await self._admit(scope, call)
+            _refuse_slash(scope["path"])
+            if scope["method"] == "OPTIONS":
+                await _tell_methods(scope, answer)
+            else:
+                await self._app(asked, receive, answer)
+        except asyncio.CancelledError:
+            if not waiting.timed_out():
+                raise
+            await self._refuse(TimeoutError(), call, answer)
         except Exception as exc:  # noqa: BLE001 - the last place that can answer
-            in_time = False
+            deadlines.end(waiting)
             await self._refuse(exc, call, answer)
         finally:
-            self._waiting.discard(bound)
+            deadlines.end(waiting)
             route = asked.get("path_template") or "none"
             self._account(scope, route, call, seconds or time.perf_counter() - started)
-
-    def _watch(self, bound: asyncio.Timeout) -> None:
-        self._waiting.add(bound)
-        if not self._looking:
-            self._looking = True
-            asyncio.get_running_loop().call_later(LOOK_SECS, self._look)
-
-    def _look(self) -> None:
-        """Whoever waits for a store that is away waits no longer: it may never answer."""
-        loop = asyncio.get_running_loop()
-        self._looking = bool(self._waiting)
-        if self._looking:
-            loop.call_later(LOOK_SECS, self._look)
-        if self._api.gateway.store_away is None:
-            return
-        latest = loop.time() + AWAY_LIMIT_SECS
-        for bound in self._waiting:
-            when = bound.when()
-            if when is not None and when > latest and not bound.expired():
-                bound.reschedule(latest)
 
     async def _admit(self, scope: HTTPScope, call: Call) -> None:
         """Find out who asks; raise if they may not."""
@@ -164,7 +150,7 @@ class Door:
     @staticmethod
     async def _refuse(exc: Exception, call: Call, send: Send) -> None:
         refusal = refusal_of(exc)
-        if refusal is None or call.status:
+        if refusal is None or refusal.status == 500 or call.status:
             log.error("unhandled error", exc_info=exc, extra={"request_id": call.request_id})
             refusal = Refusal(status=500, message=INTERNAL)
         if call.status:
@@ -252,23 +238,49 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 # --- what a route needs ------------------------------------------------------------------------
 
 
-class ScopeCheck:
-    """Middleware of every route: 403 without the scope it names; 406 for who takes no JSON.
+class Routes:
+    """From the door to the route: 403 without the scope it names; 406 for who takes no JSON.
 
-    Not a guard, because Litestar copies the route's handler for each guard and request (10 µs).
+    Does what Litestar's own router does, but for its exception handlers: what is raised is answered
+    by the door. Neither a guard, because Litestar copies the route's handler for each guard and
+    request (10 µs), nor a middleware, because each comes with an exception handler of its own.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: Litestar, api: Api) -> None:
+        self._find = app.asgi_router.handle_routing
+        self._framework = app.asgi_handler
         self._app = app
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.HTTP:
-            call, opt = call_of(scope), scope["route_handler"].opt
-            check_scope(call, opt)
-            if opt["scope"] != PUBLIC:
-                refuse_without_store(scope["litestar_app"].state["api"], opt)
-            note_headers(call, scope["method"])
-        await self._app(scope, receive, send)
+        if scope["type"] != ScopeType.HTTP:  # there are no such routes, it says so
+            await self._framework(scope, receive, send)
+            return
+        call = call_of(scope)
+        host = call.headers.get(b"host")
+        if host is not None and not _HOST.match(host):
+            raise HttpError(400, "the Host header is not valid")
+        path = scope["path"]
+        root = scope.get("root_path")
+        if root:  # the app is mounted below it
+            path = path.split(root, maxsplit=1)[-1]
+        try:
+            found = self._find(path=normalize_path(path), method=scope["method"])
+        except MethodNotAllowedException:
+            raise self._no_method(scope["method"], path) from None
+        run, handler, scope["path"], scope["path_params"], scope["path_template"] = found
+        scope["route_handler"] = handler
+        opt = handler.opt
+        check_scope(call, opt)
+        if opt["scope"] != PUBLIC:
+            refuse_without_store(self._api, opt)
+        note_headers(call, scope["method"])
+        await run(scope, receive, send)
+
+    def _no_method(self, method: str, path: str) -> HttpError:
+        allow = ", ".join(methods_at(self._app, path))
+        message = f"this path has no {method[:16]}; it has {allow}"
+        return HttpError(405, message, headers={"Allow": allow})
 
 
 def check_scope(call: Call, opt: Mapping[str, Any]) -> None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import msgspec
-from litestar import Litestar, Request, Response
+from litestar import Litestar
 from litestar.exceptions import (
     HTTPException,
     MethodNotAllowedException,
@@ -34,7 +33,6 @@ from pilotage.actors.errors import (
     UnavailableError,
 )
 from pilotage.actors.kernel.errors import MailboxFullError
-from pilotage.http.call import call_of
 from pilotage.persistence.port import FencedError, StoreUnavailableError
 from pilotage.runtime.errors import DefinitionError
 
@@ -182,15 +180,6 @@ def _litestar(exc: HTTPException) -> Refusal:
     return Refusal(status=exc.status_code, message=exc.detail)
 
 
-def answer(refusal: Refusal, request_id: str) -> Response[bytes]:
-    return Response(
-        refusal.body(request_id),
-        status_code=refusal.status,
-        headers=dict(refusal.headers),
-        media_type="application/json",
-    )
-
-
 def methods_at(app: Litestar, path: str) -> list[str]:
     """The methods of a path, by asking the router for each; none if there is no such path."""
     found: list[str] = []
@@ -199,23 +188,3 @@ def methods_at(app: Litestar, path: str) -> list[str]:
             app.asgi_router.handle_routing(path=normalize_path(path), method=method)
             found += ["GET", "HEAD"] if method == "GET" else [method]
     return [*found, "OPTIONS"] if found else []
-
-
-def on_error(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
-    """The exception handler of the app."""
-    request_id = call_of(request.scope).request_id
-    refusal = refusal_of(exc)
-    if isinstance(exc, MethodNotAllowedException):
-        allow = ", ".join(methods_at(request.app, request.scope["path"]))
-        message = f"this path has no {request.method[:16]}; it has {allow}"
-        refusal = Refusal(status=405, message=message, headers={"Allow": allow})
-    elif refusal is None:
-        log.error(
-            "unhandled error",
-            exc_info=exc,
-            extra={"request_id": request_id, "method": request.method},
-        )
-        refusal = Refusal(status=500, message=INTERNAL)
-    elif refusal.status == 500:
-        log.error("framework error", exc_info=exc, extra={"request_id": request_id})
-    return answer(refusal, request_id)

@@ -1,0 +1,57 @@
+"""From the door to a route: what the framework's own router would have done is still done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.http.conftest import Server
+from tests.http.test_access import error_of
+
+
+@pytest.mark.parametrize("host", ["a b", "a/b", "a\\b", 'a"b', "a<b>", "a?b", "a#b"])
+async def test_a_host_that_is_none_is_400(server: Server, host: str) -> None:
+    answer = await server.admin.get("/v1/workflows", headers={"Host": host})
+    assert answer.status_code == 400
+    assert error_of(answer)["code"] == "bad_request"
+
+
+@pytest.mark.parametrize("host", ["example.org:8000", "[::1]:80", "a_b-c.d~e", "xn--bcher-kva.de"])
+async def test_a_host_is_taken_as_it_is(server: Server, host: str) -> None:
+    answer = await server.admin.get("/v1/workflows?project_id=acme", headers={"Host": host})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/workflow-runs/x", "/health"])
+async def test_a_method_that_a_path_lacks_is_405_and_told_which_it_has(
+    server: Server, path: str
+) -> None:
+    answer = await server.admin.put(path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"].startswith("GET, HEAD")
+    assert answer.headers["allow"] in error_of(answer)["message"]
+
+
+async def test_an_app_that_is_mounted_finds_its_routes(server: Server) -> None:
+    app: Any = server.app
+    transport = httpx.ASGITransport(app=app, root_path="/engine")
+    async with httpx.AsyncClient(transport=transport, base_url="http://example.org") as client:
+        assert (await client.get("/engine/health")).status_code == 200
+        assert (await client.get("/engine/nothing")).status_code == 404
+        assert (await client.get("/engine/v1/workflows")).status_code == 401
+
+
+async def test_a_websocket_is_closed(server: Server) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: Any = {"type": "websocket", "path": "/v1/workflow-runs", "headers": [], "state": {}}
+    await server.app(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
