@@ -39,7 +39,7 @@ from pilotage.actors.errors import ConflictError, InvalidError, NotFoundError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.kernel.clock import Clock
 from pilotage.persistence import codec
-from pilotage.persistence.port import IdempotencyRecord, Store
+from pilotage.persistence.port import IdempotencyRecord, Record, Store
 from pilotage.runtime.definition import JobPolicy, JobSpec, WorkflowSpec
 from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.status import ExecutionMode
@@ -156,9 +156,9 @@ class Catalog:
                 created_at_ms=now,
                 updated_at_ms=now,
             )
-            await self._put_version(workflow, created_by)
+            version = await self._new_version(workflow, created_by)
             made = _made(idempotency, workflow, body)
-            await self._put_workflow(workflow, new_version=True, idempotency=made)
+            await self._put_workflow(workflow, version, made)
             return workflow
 
     async def update_workflow(
@@ -184,9 +184,8 @@ class Catalog:
                 updated_at_ms=now,
                 revision=workflow.revision + 1,
             )
-            if changed:
-                await self._put_version(new, updated_by)
-            await self._put_workflow(new, new_version=changed)
+            version = await self._new_version(new, updated_by) if changed else None
+            await self._put_workflow(new, version)
             return new
 
     async def delete_workflow(self, workflow: Workflow) -> None:
@@ -369,8 +368,8 @@ class Catalog:
     def _changing(self, project_id: str) -> asyncio.Lock:
         return self._locks[crc32(project_id.encode()) % _LOCKS]
 
-    async def _put_version(self, workflow: Workflow, by: str) -> None:
-        """Before the workflow that names it: no workflow ever names a version that is not there."""
+    async def _new_version(self, workflow: Workflow, by: str) -> Record:
+        """Stored together with the workflow that names it."""
         await self._require_jobs(workflow)
         version = WorkflowVersion(
             id=workflow.version_id,
@@ -381,27 +380,22 @@ class Catalog:
             created_by=by,
             created_at_ms=workflow.updated_at_ms,
         )
-        await self._versions.put(version, workflow.id)
+        return self._versions.record(version, workflow.id)
 
     async def _put_workflow(
         self,
         workflow: Workflow,
-        *,
-        new_version: bool,
+        version: Record | None,
         idempotency: IdempotencyRecord | None = None,
     ) -> None:
-        try:
-            await self._workflows.put(
-                workflow,
-                workflow.project_id,
-                slug=workflow.slug,
-                revision=workflow.revision,
-                idempotency=idempotency,
-            )
-        except ConflictError:
-            if new_version:
-                await self._versions.delete(workflow.version_id)
-            raise
+        await self._workflows.put(
+            workflow,
+            workflow.project_id,
+            slug=workflow.slug,
+            revision=workflow.revision,
+            idempotency=idempotency,
+            beside=version,
+        )
         self.listeners.workflow(workflow)
 
     async def _require_jobs(self, workflow: Workflow) -> None:

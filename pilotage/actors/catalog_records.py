@@ -151,17 +151,11 @@ class Shelf(Generic[T]):
                 self._slugs.popitem(last=False)
         return None if found is None else await self.get(found)
 
-    async def put(
-        self,
-        item: T,
-        partition: str,
-        *,
-        slug: str | None = None,
-        revision: int = 1,
-        idempotency: IdempotencyRecord | None = None,
-    ) -> None:
-        """Create (revision 1) or replace. Raises `ConflictError`, `UnavailableError`."""
-        record = Record(
+    def record(
+        self, item: T, partition: str, *, slug: str | None = None, revision: int = 1
+    ) -> Record:
+        """What the store keeps of it."""
+        return Record(
             kind=self._filing.kind,
             project_id=partition,
             id=item.id,
@@ -170,10 +164,25 @@ class Shelf(Generic[T]):
             slug=slug,
             created_at_ms=item.created_at_ms,
         )
+
+    async def put(
+        self,
+        item: T,
+        partition: str,
+        *,
+        slug: str | None = None,
+        revision: int = 1,
+        idempotency: IdempotencyRecord | None = None,
+        beside: Record | None = None,
+    ) -> None:
+        """Create (revision 1) or replace, together with what is new `beside` it. Raises
+        `ConflictError`, `UnavailableError`.
+        """
+        record = self.record(item, partition, slug=slug, revision=revision)
         self._forget(item.id)
         try:
             with catalog_errors(self._filing.kind):
-                await self._store.put_record(record, self._fence(), idempotency)
+                await self._store.put_record(record, self._fence(), idempotency, beside)
         finally:
             self._forget(item.id)
         self._cache(item, len(record.data))

@@ -318,7 +318,11 @@ class MemoryStore:
     # --- definitions -------------------------------------------------------------------------
 
     async def put_record(
-        self, record: Record, fence: int, idempotency: IdempotencyRecord | None = None
+        self,
+        record: Record,
+        fence: int,
+        idempotency: IdempotencyRecord | None = None,
+        beside: Record | None = None,
     ) -> None:
         server = self._content(fence)
         stored = server.records.get((record.kind, record.id))
@@ -340,6 +344,8 @@ class MemoryStore:
         if record.slug is not None:
             server.slugs[slug] = record.id
         server.records[record.kind, record.id] = record
+        if beside is not None:
+            server.records[beside.kind, beside.id] = beside
 
     async def get_record(self, kind: str, record_id: str) -> Record | None:
         return self._content().records.get((kind, record_id))

@@ -35,6 +35,10 @@ class StoreUnavailableError(StoreError):
     """
 
 
+class StoreFullError(StoreUnavailableError):
+    """It has no memory for this write; one that only ends runs, or removes them, it may take."""
+
+
 class FencedError(StoreError):
     """A newer owner has raised the fence: this process must stop moving runs."""
 
@@ -319,10 +323,15 @@ class Store(Protocol):
     # --- definitions -------------------------------------------------------------------------
 
     async def put_record(
-        self, record: Record, fence: int, idempotency: IdempotencyRecord | None = None
+        self,
+        record: Record,
+        fence: int,
+        idempotency: IdempotencyRecord | None = None,
+        beside: Record | None = None,
     ) -> None:
         """Create (revision 1) or replace (revision = stored + 1), together with its slug.
 
+        `beside` is a new record without a slug that `record` refers to: both are there or neither.
         Repeating a put that was applied is harmless. Raises `SlugTakenError`, `RevisionError`,
         `FencedError`, and `BoundReachedError` for the idempotency record.
         """

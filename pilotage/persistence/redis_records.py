@@ -57,7 +57,11 @@ class RedisRecords:
     # --- definitions -------------------------------------------------------------------------
 
     async def put_record(
-        self, record: Record, fence: int, idempotency: IdempotencyRecord | None = None
+        self,
+        record: Record,
+        fence: int,
+        idempotency: IdempotencyRecord | None = None,
+        beside: Record | None = None,
     ) -> None:
         keys = self._record_keys(record.kind, record.project_id, record.id)
         slug = record.slug
@@ -70,7 +74,12 @@ class RedisRecords:
             sort_key(record.created_at_ms, ""),
             int(slug is not None),
             slug or "",
+            int(beside is not None),
         ]
+        if beside is not None:
+            keys += self._beside_keys(beside)
+            arguments += [beside.id, beside.project_id, beside.data]
+            arguments.append(sort_key(beside.created_at_ms, ""))
         if idempotency is not None:
             keys += self._answer_keys(idempotency)
             arguments += _answer_arguments(idempotency)
@@ -86,6 +95,11 @@ class RedisRecords:
             raise BoundReachedError(
                 f"the project has {MAX_IDEMPOTENCY_RECORDS:,} idempotency records"
             )
+
+    def _beside_keys(self, record: Record) -> list[str]:
+        names, kind = self._keys, record.kind
+        of_all, of_project = names.records(kind, None), names.records(kind, record.project_id)
+        return [names.record(kind, record.id), of_all, of_project]
 
     def _record_keys(self, kind: str, project_id: str, record_id: str) -> list[str]:
         names = self._keys

@@ -120,10 +120,17 @@ if slug then
   local taken = redis.call('HGET', KEYS[3], slug)
   if taken and taken ~= id then return 's' end
 end
-if KEYS[6] then
-  local now = now_ms()
-  if room(KEYS[7], ARGV[11], tonumber(ARGV[9]), now) <= 0 then return 'l' end
-  remember(KEYS[6], KEYS[7], ARGV[11], ARGV[10], tonumber(ARGV[12]), now)
+local beside = ARGV[9] == '1'
+local k, a = beside and 8 or 5, beside and 13 or 9
+if KEYS[k + 1] then
+  local answer, answers, now = KEYS[k + 1], KEYS[k + 2], now_ms()
+  if room(answers, ARGV[a + 3], tonumber(ARGV[a + 1]), now) <= 0 then return 'l' end
+  remember(answer, answers, ARGV[a + 3], ARGV[a + 2], tonumber(ARGV[a + 4]), now)
+end
+if beside then
+  redis.call('HSET', KEYS[6], 'p', ARGV[11], 'v', ARGV[12], 'n', 1, 'c', ARGV[13])
+  redis.call('ZADD', KEYS[7], 0, '*' .. ARGV[13] .. ARGV[10])
+  redis.call('ZADD', KEYS[8], 0, '*' .. ARGV[13] .. ARGV[10])
 end
 if old[4] and old[4] ~= slug then
   redis.call('HDEL', KEYS[3], old[4])
@@ -143,8 +150,10 @@ redis.call('ZADD', KEYS[5], 0, '*' .. created .. id)
 return 'o'
 """,
 )
-"""KEYS fence record slugs records-of-kind records-of-project [answer answers]; ARGV token id
-project data revision created(12 hexadecimal digits) has-slug slug [bound data digest ttl-ms]."""
+"""KEYS fence record slugs records-of-kind records-of-project [the record beside it: record
+records-of-kind records-of-project] [answer answers]; ARGV token id project data revision
+created(12 hexadecimal digits) has-slug slug has-beside [id project data created]
+[bound data digest ttl-ms]."""
 
 DELETE_RECORD: Final = script("""
 if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 'f' end

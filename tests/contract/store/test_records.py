@@ -113,6 +113,41 @@ async def test_a_put_may_be_repeated(world: World) -> None:
     assert await world.store.get_record("workflow", "id-1") == second
 
 
+@pytest.mark.parametrize("remembered", [False, True])
+async def test_two_records_are_put_together_or_not_at_all(world: World, remembered: bool) -> None:
+    """A workflow and the version that it names."""
+    kept = answer("k") if remembered else None
+    version = record(1, kind="version", project_id="id-1", id="v-1", slug=None)
+    for _ in range(2):  # its reply may be lost
+        await world.store.put_record(record(1), world.fence, kept, version)
+    assert await world.store.get_record("workflow", "id-1") == record(1)
+    assert await world.store.get_record("version", "v-1") == version
+    for project_id in ("id-1", None):
+        page = await world.store.list_records("version", project_id, 10, None)
+        assert page.rows == [version]
+    assert (await world.store.idempotency("project", "k") is not None) is remembered
+    before = await world.contents()
+    late = msgspec.structs.replace(version, id="v-2")
+    with pytest.raises(SlugTakenError):
+        await world.store.put_record(record(2, slug="slug-1"), world.fence, kept, late)
+    with pytest.raises(RevisionError):
+        await world.store.put_record(record(1, revision=3), world.fence, kept, late)
+    with pytest.raises(FencedError):
+        await world.store.put_record(changed(record(1)), world.fence - 1, kept, late)
+    assert await world.contents() == before
+
+
+@pytest.mark.usefixtures("bound_of_3")
+async def test_nothing_is_put_beside_where_no_answer_can_be_kept(world: World) -> None:
+    for key in ("a", "b", "c"):
+        assert await world.store.remember(answer(key), world.fence)
+    version = record(1, kind="version", project_id="id-1", id="v-1", slug=None)
+    with pytest.raises(BoundReachedError):
+        await world.store.put_record(record(1), world.fence, answer("d"), version)
+    assert await world.store.get_record("version", "v-1") is None
+    assert await world.store.get_record("workflow", "id-1") is None
+
+
 async def test_only_the_owner_changes_records(world: World) -> None:
     await world.store.put_record(record(1), world.fence)
     before = await world.contents()
