@@ -70,7 +70,10 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "fan_out_1000": ("median_ms",),
     "idle_approvals": ("bytes_per_run", "store_bytes_per_run", "release_s"),
     "recovery": ("runs_per_s",),
-    "http_api": ("get_ratio", "list_ratio", "trigger_p99_ratio", "trigger_per_s"),
+    "http_api": (
+        *("get_ratio", "list_ratio", "trigger_p99_ratio", "trigger_per_s"),
+        *("get_p99_ms", "list_p99_ms", "command_p99_ms", "trigger_p99_ms"),
+    ),
     "step_cost": ("ratio_5000_50",),
     "active_runs": ("ratio",),
     "http_attempts": ("ratio",),

@@ -2,7 +2,7 @@
 
 ours   the product: runtime, embedded store, the whole app, an API key of a project
 bare   a Litestar app without any middleware whose handlers return the same structs ready made;
-       its POST does one acknowledged write (HSET) to an embedded server of its own
+       each POST does one acknowledged write (HSET) to an embedded server of its own
 
 Started as `python -m benchmarks._http_servers ours|bare`; prints one line of JSON that says where
 it is and what it has, and ends when its standard input is closed.
@@ -114,10 +114,14 @@ async def bare() -> AsyncGenerator[Where]:
         await client.hset(f"run {workflow_id}", mapping={"h": msgspec.msgpack.encode(data)})
         return view
 
+    @post("/v1/workflow-runs/{run_id:str}/steps/{step_ref:str}/approve", status_code=204)
+    async def approve(run_id: str, step_ref: str, data: dict[str, object]) -> None:
+        await client.hset(f"run {run_id}", mapping={step_ref: msgspec.msgpack.encode(data)})
+
     with tempfile.TemporaryDirectory() as folder:
         store = EmbeddedServer(Path(folder))
         client = redis.asyncio.Redis.from_url(await store.start())
-        app = Litestar([read, list_runs, write], openapi_config=None, logging_config=None)
+        app = Litestar([read, list_runs, write, approve], openapi_config=None, logging_config=None)
         server = await serve_app(app, "127.0.0.1", 0)
         yield Where(port=server.port)
         await server.stop()
