@@ -115,9 +115,11 @@ class Catalog:
 
     # --- workflows -------------------------------------------------------------------------
 
-    async def workflow(self, project_id: str | None, id_or_slug: str) -> Workflow:
-        """A project's workflow; without a project by id only."""
-        return await look_up(self._workflows, "workflow", project_id, id_or_slug)
+    async def workflow(
+        self, project_id: str | None, id_or_slug: str, *, of_any: bool = False
+    ) -> Workflow:
+        """A project's workflow; without a project, or `of_any`, whosever id it is."""
+        return await look_up(self._workflows, "workflow", project_id, id_or_slug, of_any=of_any)
 
     async def workflow_by_id(self, workflow_id: str) -> Workflow:
         found = await self._workflows.get(workflow_id)
@@ -236,9 +238,9 @@ class Catalog:
 
     # --- jobs ------------------------------------------------------------------------------
 
-    async def job(self, project_id: str | None, id_or_slug: str) -> Job:
-        """A project's stored job; without a project by id only."""
-        return await look_up(self._jobs, "job", project_id, id_or_slug)
+    async def job(self, project_id: str | None, id_or_slug: str, *, of_any: bool = False) -> Job:
+        """A project's stored job; without a project, or `of_any`, whosever id it is."""
+        return await look_up(self._jobs, "job", project_id, id_or_slug, of_any=of_any)
 
     def job_at_hand(self, project_id: str, ref: str) -> Job | None:
         """The stored job that `job_for_attempt` would find without asking the store."""

@@ -63,12 +63,17 @@ def at_hand(shelf: Shelf[D], project_id: str, id_or_slug: str) -> D | None:
     return shelf.cached_slug(project_id, id_or_slug)
 
 
-async def look_up(shelf: Shelf[D], what: str, project_id: str | None, id_or_slug: str) -> D:
-    if project_id is not None:
-        found = await find(shelf, project_id, id_or_slug)
-    elif looks_like_id(id_or_slug):
+async def look_up(
+    shelf: Shelf[D], what: str, project_id: str | None, id_or_slug: str, *, of_any: bool = False
+) -> D:
+    """`of_any`: an id is found whatever its project; what is none may be a slug that looks so."""
+    found: D | None = None
+    by_id = looks_like_id(id_or_slug)
+    if by_id and (of_any or project_id is None):
         found = await shelf.get(id_or_slug)
-    else:
+    if found is None and project_id is not None:
+        found = await find(shelf, project_id, id_or_slug)
+    elif not by_id:
         raise InvalidError(
             f'"{id_or_slug}" is a slug, and an admin key has no project of its own',
             [f"project_id: name the project of the {what} with the header X-Project-Id"],

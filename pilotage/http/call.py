@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from litestar import Request
 
-from pilotage.actors.catalog_lookup import looks_like_id
 from pilotage.actors.errors import ForbiddenError, InvalidError
 from pilotage.actors.principal import Principal
 from pilotage.runtime.validation_identity import PROJECT_PATTERN
@@ -142,13 +141,6 @@ def named_project(request: AnyRequest, given: str | None) -> str | None:
     if given is not None:  # of the header it is noted already
         problems_of(request).append(f"project_id: must match {PROJECT_PATTERN.pattern}")
     return None
-
-
-def project_of_one(request: AnyRequest, id_or_slug: str, given: str | None = None) -> str | None:
-    """The project that one thing is looked up in. An admin key needs none for an id."""
-    project = named_project(request, given)
-    by_id = given is None and looks_like_id(id_or_slug)
-    return None if by_id and principal_of(request).is_admin else project
 
 
 def required_project(request: AnyRequest, given: str | None) -> str:

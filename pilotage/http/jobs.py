@@ -19,7 +19,6 @@ from pilotage.http.call import (
     api_of,
     named_project,
     principal_of,
-    project_of_one,
     refuse_wrong,
     required_project,
 )
@@ -37,7 +36,9 @@ WRITE = {"scope": "jobs:write"}
 
 
 async def find_job(request: AnyRequest, id_or_slug: str) -> Job:
-    return await api_of(request).catalog.job(project_of_one(request, id_or_slug), id_or_slug)
+    """An admin key needs no project for an id."""
+    project_id, of_any = named_project(request, None), principal_of(request).is_admin
+    return await api_of(request).catalog.job(project_id, id_or_slug, of_any=of_any)
 
 
 class JobsController(Controller):

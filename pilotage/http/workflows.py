@@ -22,7 +22,8 @@ from pilotage.http.call import (
     acting,
     api_of,
     call_of,
-    project_of_one,
+    named_project,
+    principal_of,
     refuse_wrong,
     required_project,
 )
@@ -87,11 +88,11 @@ def require_object(body: Any) -> Mapping[str, Any]:
 async def find_workflow(
     request: AnyRequest, id_or_slug: str, query: Query | None = None
 ) -> Workflow:
-    """`query`: of a list; it may name the project of a slug."""
+    """`query`: of a list; it may name the project of a slug. An admin key needs none for an id."""
     given = None if query is None else query.one("project_id")
-    return await api_of(request).catalog.workflow(
-        project_of_one(request, id_or_slug, given), id_or_slug
-    )
+    project_id = named_project(request, given)
+    of_any = given is None and principal_of(request).is_admin
+    return await api_of(request).catalog.workflow(project_id, id_or_slug, of_any=of_any)
 
 
 class WorkflowsController(Controller):

@@ -49,6 +49,24 @@ async def test_a_repeated_creation_of_a_job_answers_the_first(client: httpx.Asyn
     assert again.headers["idempotency-replayed"] == "true"
 
 
+async def test_a_slug_may_look_like_an_id(server: Server, client: httpx.AsyncClient) -> None:
+    slug = "019a3f5a-11c0-7e02-a1b2-c3d4e5f60718"
+    body = {"slug": slug, "endpoint_url": "http://host/x"}
+    assert (await client.post("/v1/jobs", json=body)).status_code == 201
+    made = await define(client, slug, [job("a", slug)])
+    with_project = {"X-Project-Id": PROJECT}
+    for path in (f"/v1/jobs/{slug}", f"/v1/workflows/{slug}"):
+        assert (await client.get(path)).json()["slug"] == slug
+        assert (await server.admin.get(path, headers=with_project)).json()["slug"] == slug
+        assert (await server.admin.get(path)).status_code == 404
+        other = await server.admin.get(path, headers={"X-Project-Id": "rival"})
+        assert other.status_code == 404
+    by_id = await server.admin.get(f"/v1/workflows/{made['id']}", headers={"X-Project-Id": "rival"})
+    assert by_id.json()["slug"] == slug
+    started = await server.admin.post(f"/v1/workflows/{slug}/trigger", headers=with_project)
+    assert started.status_code == 201
+
+
 async def test_a_workflow_is_deleted_once_its_runs_have_ended(client: httpx.AsyncClient) -> None:
     await define(client, "w", [approval("gate")])
     run_id = (await trigger(client, "w"))["id"]
