@@ -234,6 +234,11 @@ class Admission:
         pool.leave_queue((run_id, step))
         pool.holders.setdefault((run_id, step), None)
 
+    def has_job_slot(self, job: JobKey, run_id: str, step: int) -> bool:
+        """Whether the step holds a slot, whatever it was given for."""
+        pool = self._jobs.get(job)
+        return pool is not None and (run_id, step) in pool.holders
+
     def holds_job_slot(self, job: JobKey, run_id: str, step: int, since_ms: int) -> bool:
         """Whether the slot passed on to the request of `since_ms` is still held for it."""
         pool = self._jobs.get(job)

@@ -59,7 +59,7 @@ class SharedHeads:
     def policies(self, version_id: str, policies: dict[str, JobPolicy]) -> dict[str, JobPolicy]:
         """The same policies, as the run before holds them."""
         known = self._policies.get(version_id)
-        if known == policies:
+        if known is not None and known == policies:
             return known
         if len(self._policies) >= HEADS_KEPT:
             self._policies.clear()

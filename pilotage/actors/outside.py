@@ -143,10 +143,13 @@ class Outside:
         for message_id, message in sorted(outbox.items(), key=_in_order):
             self._later(message_id, message, again=True)
 
-    def hold_slots(self, state: RunState, *, others_go: bool) -> None:
+    def hold_slots(self, state: RunState, *, others_go: bool) -> dict[int, int]:
         """The slots that the state says are held; with `others_go` the run has no others, but for
-        those that were passed on to it while it was away: what it asked for stands.
+        those that were passed on to it while it was away: what it asked for stands. An attempt
+        whose slot others may have by now (it was quarantined) queues for it first: step ->
+        attempt of those. One that its server works on has its slot, whoever else has one.
         """
+        held_back: dict[int, int] = {}
         admission, head = self._services.admission, state.head
         if state.status in (RunStatus.RUNNING, RunStatus.PAUSED) and not head.slotless:
             admission.hold_run_slot(head.workflow_id, head.id)
@@ -155,9 +158,15 @@ class Outside:
         for i in limited_steps(state):
             job = (head.project_id, state.graph.steps[i].job_id or "")
             if state.masks.running >> i & 1:
-                admission.hold_job_slot(job, head.id, i)
+                step = state.step(i)
+                if others_go and not step.accepted and not admission.has_job_slot(job, head.id, i):
+                    held_back[i] = step.attempt
+                    admission.request_step(job, head.id, i, step.ready_since_ms or 0)
+                else:
+                    admission.hold_job_slot(job, head.id, i)
             elif others_go and not state.masks.requested >> i & 1:
                 admission.release_step(job, head.id, i)
+        return held_back
 
     # --- at once -----------------------------------------------------------------------------
 

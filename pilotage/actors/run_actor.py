@@ -9,7 +9,7 @@ readers, and let the effects happen. A refused write ends the actor: its memory 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -44,14 +44,15 @@ from pilotage.runtime.commands import (
     ReplaySubtree,
     RetryStep,
     SkipStep,
+    SlotGranted,
 )
-from pilotage.runtime.effects import Effect, StartAttempt
+from pilotage.runtime.effects import Effect, ScheduleTimer, StartAttempt
 from pilotage.runtime.machine import Transition, step
 from pilotage.runtime.recovery import attempts_in_progress, recovery_effects, undeliverable
 from pilotage.runtime.replies import Done, Late, Reply
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
-from pilotage.runtime.status import RunStatus
+from pilotage.runtime.status import RunStatus, StepStatus
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ class RunActor(LoopActor):
     """
 
     __slots__ = (
-        "_acknowledged", "_batch", "_dead", "_in_flight", "_outbox", "_outside", "_postponed",
-        "_records", "_services", "_working", "moved", "published", "releasing",
+        "_acknowledged", "_batch", "_dead", "_held_back", "_in_flight", "_outbox", "_outside",
+        "_postponed", "_records", "_services", "_working", "moved", "published", "releasing",
     )  # fmt: skip
 
     mailbox_capacity = 30_000  # each of 10,000 steps may report, time out and be granted at once
@@ -96,6 +97,7 @@ class RunActor(LoopActor):
         self._outbox: dict[str, Effect] | None = None
         self._acknowledged: list[str] | None = None
         self._postponed: list[tuple[Remember, DeferredReply]] | None = None
+        self._held_back: dict[int, int] | None = None
         self._records = AttemptRecords()
         self._outside = Outside(services, self)
 
@@ -103,7 +105,10 @@ class RunActor(LoopActor):
 
     def on_receive(self, message: object) -> Any:
         if isinstance(message, Command):
-            return self._command(message)
+            answer = self._command(message)
+            if self._held_back and isinstance(message, SlotGranted):
+                self._let_go(self._held_back, message.step)
+            return answer
         receive = self._RECEIVE.get(type(message))
         if receive is None:
             raise TypeError(f"a run is not told {type(message).__name__}")
@@ -361,6 +366,7 @@ class RunActor(LoopActor):
             and self._in_flight is None
             and not self._outbox
             and not self._postponed
+            and not self._holds_back
             and self._outside.at_rest
         )
 
@@ -385,7 +391,8 @@ class RunActor(LoopActor):
         if self._dead:
             return
         state = self._working
-        self._outside.hold_slots(state, others_go=message.again)
+        held_back = self._outside.hold_slots(state, others_go=message.again)
+        self._held_back = held_back or None
         for attempt in self.take_up(message.records):
             kept = message.records.get((attempt.step, attempt.attempt))
             secs = None if kept is None else kept.heartbeat_secs
@@ -393,12 +400,29 @@ class RunActor(LoopActor):
                 # one that is dispatched again announces them again
                 run_id, step, number = state.id, attempt.step, attempt.attempt
                 self._services.heartbeats.expect(run_id, step, number, secs)
-        self._do(recovery_effects(state, self._now()))
+        self._do(e for e in recovery_effects(state, self._now()) if not _of_step(e, held_back))
         self._outside.deliver_all(self._outbox or {})
         for lost in undeliverable(state):
             self._command(lost)
         if self._is_done():
             self._release(Release())
+
+    @property
+    def _holds_back(self) -> bool:
+        """Whether an attempt waits for a slot that it had before: only this actor knows that."""
+        held_back = self._held_back or {}
+        return any(self._is_in_progress(i, attempt) for i, attempt in held_back.items())
+
+    def _is_in_progress(self, i: int, attempt: int) -> bool:
+        step = self._working.step(i)
+        return step.status is StepStatus.RUNNING and step.attempt == attempt
+
+    def _let_go(self, held_back: dict[int, int], i: int) -> None:
+        """The attempt that was held back has its slot again, if it was not given up meanwhile."""
+        attempt = held_back.pop(i, None)
+        if attempt is not None and self._is_in_progress(i, attempt):
+            effects = recovery_effects(self._working, self._now())
+            self._do([e for e in effects if _of_step(e, (i,))])
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -434,3 +458,8 @@ class RunActor(LoopActor):
         Resume: _resume,
         Release: _release,
     }
+
+
+def _of_step(effect: Effect, steps: Container[int | None]) -> bool:
+    """Whether it starts or times an attempt of one of these steps."""
+    return isinstance(effect, StartAttempt | ScheduleTimer) and effect.step in steps

@@ -303,6 +303,7 @@ class Supervisor:
                 self._forget(run_id, entry, error)
         else:
             self._loaded(run_id, entry, loaded)
+            self._release_if_done(run_id, entry)
 
     def _loaded(self, run_id: str, entry: Entry, loaded: Loaded | None) -> None:
         was_away, entry.away = entry.away, False
@@ -360,9 +361,9 @@ class Supervisor:
             self._load_soon(run_id)
 
     def _release_if_done(self, run_id: str, entry: Entry) -> None:
-        """A finished run was loaded for one message: it leaves memory again."""
+        """A finished run was loaded for one message or none: it leaves memory again."""
         state = None if entry.actor is None else entry.actor.published
-        if state is not None and state.status.is_terminal:
+        if state is not None and state.status.is_terminal and not entry.asking:
             self.notify(run_id, Release())
 
     def _terminated(self, end: Terminated) -> None:

@@ -178,6 +178,14 @@ class Rig:
             raise AssertionError(f"not {status}: {state.vitals} {steps}") from None
         return await self.state(run_id)
 
+    async def until_there(self, run_id: str) -> None:
+        """Its parent names a child as soon as it is to be made."""
+
+        async def there() -> bool:
+            return (await self.store.load_runs([run_id]))[0] is not None
+
+        await wait_until(there, "the run has been made")
+
     async def until_step(self, run_id: str, ref: str, status: str, wait: str | None = None) -> None:
         async def there() -> bool:
             step = await self.step(run_id, ref)

@@ -142,6 +142,7 @@ async def test_a_child_and_its_parent_find_each_other_from_outside_memory(world:
     await world.until_step(run, "c", "running")
     child = (await world.step(run, "c")).child_run_id
     assert child is not None
+    await world.until_there(child)
     await world.until_step(child, "ok", "waiting", "approval")
     await passivate(world, run, child)
     await world.gateway.pause(run, ADMIN)

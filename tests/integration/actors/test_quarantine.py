@@ -283,3 +283,66 @@ async def test_while_the_store_is_away_nothing_is_decided_about_a_quarantined_ru
     await world.store.open()
     assert run in world.gateway.quarantined
     await world.gateway.discard_quarantined(run, ADMIN)
+
+
+async def crash_actor_until_quarantined(world: Rig, run: str) -> None:
+    supervisor = world.runtime.supervisor
+    for _ in range(6):
+        await wait_until(
+            lambda: supervisor.published(run) is not None or run in supervisor.quarantined, "up"
+        )
+        supervisor.notify(run, object())
+        await wait_until(lambda: supervisor.published(run) is None, "its actor has ended")
+    await wait_until(lambda: run in supervisor.quarantined, "quarantined")
+
+
+@pytest.mark.parametrize("then", ["goes on", "is canceled"])
+async def test_a_released_run_whose_slot_others_have_waits_for_it(world: Rig, then: str) -> None:
+    flow = await world.workflow("w", [gate("a", job="gate1")])
+    run = await world.trigger(flow, k="0.")
+    await world.began_all("0.a")
+    await crash_actor_until_quarantined(world, run)
+    other = await world.trigger(flow, k="1.")
+    await world.began_all("1.a")
+    queued = await world.trigger(flow, k="2.")
+    await world.until_step(queued, "a", "pending", "job_limit")
+    world.began.clear()
+    await world.gateway.release_quarantined(run, ADMIN)
+    supervisor = world.runtime.supervisor
+    await wait_until(lambda: supervisor.published(run) is not None, "it is loaded")
+    if then == "is canceled":
+        await world.gateway.cancel(run, ADMIN, None)
+        await world.until(run, "canceled")
+    else:
+        for _ in range(2):  # one that holds an attempt back stays as it is
+            await supervisor.put_aside()
+        place = world.runtime.admission.step_place((PROJECT, "gate1"), run, 0)
+        assert place is not None
+        assert place.position == 1, "before those who came later"
+    assert not world.began
+    world.let("1.a")
+    await world.until(other, "completed")
+    if then == "goes on":
+        await world.began_all("0.a")
+        assert world.began == ["0.a"]
+        world.let("0.a")
+        state = await world.until(run, "completed")
+        assert state.step(0).attempt == 1
+    world.let("2.a")
+    await world.until(queued, "completed")
+    assert world.began == (["0.a", "2.a"] if then == "goes on" else ["2.a"])
+    assert world.most["gate1"] == 1
+
+
+async def test_a_finished_run_that_is_woken_leaves_memory_at_once(world: Rig) -> None:
+    flow = await world.workflow("w", [noop("a")])
+    run = await world.trigger(flow)
+    await world.until(run, "completed")
+    supervisor = world.runtime.supervisor
+    await wait_until(lambda: not len(supervisor), "it is over and out of memory")
+    supervisor.wake(run)
+    assert len(supervisor) == 1
+    await wait_until(lambda: not len(supervisor), "nobody has asked for it")
+    supervisor.wake(run)
+    await world.gateway.retry_step(run, "a", ADMIN)
+    await world.until(run, "completed")
