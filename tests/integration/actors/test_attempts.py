@@ -23,6 +23,7 @@ from pilotage.runtime.status import ExecutionMode
 from pilotage.runtime.validation_jobs import ParsedJob
 from tests.integration.actors.rig import PROJECT, Rig, gate, noop, rig
 from tests.integration.executors.peers import Peer
+from tests.support.idle import passivate
 from tests.support.waiting import wait_until
 
 
@@ -294,3 +295,24 @@ async def test_a_job_that_blocks_hardly_delays_other_runs(
     finally:
         stop.set()
         await world.stop()
+
+
+async def test_a_callback_reaches_a_run_that_has_left_memory(web_world: Rig, peer: Peer) -> None:
+    world, peer.handler = web_world, later
+    flow = await web_job(world, peer, max_attempts=1)
+    run, job_run, token = await taken_job_run(world, peer, flow)
+    supervisor = world.runtime.supervisor
+    await passivate(supervisor, run)
+    with pytest.raises(UnauthenticatedError):
+        await world.gateway.callback_complete(job_run, token[:-2], b"1")
+    assert run in supervisor.idle.away, "who may not report wakes nobody"
+    await world.gateway.callback_log(job_run, token, "info", "before", None)
+    await passivate(supervisor, run)
+    await world.gateway.callback_log(job_run, token, "info", "after", None)
+    await passivate(supervisor, run)
+    await world.gateway.callback_complete(job_run, token, b"[7]")
+    await world.until(run, "completed")
+    assert (await world.step(run, "a")).output == b"[7]"
+    shown = await world.gateway.job_run(job_run, ADMIN)
+    assert [line.message for line in shown.logs or []] == ["before", "after"]
+    assert len(peer.requests) == 1, "it was dispatched once"

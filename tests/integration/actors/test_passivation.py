@@ -19,6 +19,7 @@ from pilotage.persistence.port import StoredRun, StoreUnavailableError
 from pilotage.runtime.commands import ApproveStep, TimerFired
 from pilotage.runtime.state import PackedChunk, unpacked
 from tests.integration.actors.rig import Rig, gate, noop, rig
+from tests.support import idle
 from tests.support.waiting import wait_until
 
 APPROVAL: dict[str, Any] = {"step_ref": "ok", "step_type": "approval"}
@@ -41,33 +42,11 @@ def memory(world: Rig) -> Supervisor:
 
 
 async def fold(world: Rig, *runs: str) -> None:
-    async def folded() -> bool:
-        await memory(world).put_aside()
-        return all(memory(world).idle.state(run) is not None for run in runs)
-
-    await wait_until(folded, "they are folded")
+    await idle.fold(memory(world), *runs)
 
 
 async def passivate(world: Rig, *runs: str) -> None:
-    """They leave memory: all that was folded is taken for old enough."""
-    idle = memory(world).idle
-    await fold(world, *runs)
-    for run in runs:  # folded again, now with an age
-        await memory(world).ask(run, TimerFired(step=None))
-    idle.passivate_after_secs = 0.000_001
-    try:
-        await fold_and_leave(world, *runs)
-    finally:
-        idle.passivate_after_secs = 0
-
-
-async def fold_and_leave(world: Rig, *runs: str) -> None:
-    async def left() -> bool:
-        await memory(world).put_aside()
-        return all(run in memory(world).idle.away for run in runs)
-
-    await wait_until(left, "they have left memory")
-    assert all(memory(world).published(run) is None for run in runs)
+    await idle.passivate(memory(world), *runs)
 
 
 async def shown(world: Rig, run: str) -> list[Any]:
