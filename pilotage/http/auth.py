@@ -327,8 +327,12 @@ def _refused(parameters: bytes) -> bool:
 
 
 def require_scopes(handlers: Iterable[BaseRouteHandler]) -> None:
-    """Refuse to start with a route that does not say what it needs."""
+    """Refuse to start with a route that does not say what it needs, or that answers errors itself:
+    the door answers them, and nobody would ask it.
+    """
     for handler in handlers:
         scope = handler.opt.get("scope")
         if scope != PUBLIC and scope not in SCOPES:
             raise AssertionError(f"{handler} names no known scope: {scope!r}")
+        if handler.resolve_exception_handlers() or handler.resolve_middleware():
+            raise AssertionError(f"{handler} has exception handlers or middleware of its own")

@@ -14,12 +14,7 @@ from contextlib import suppress
 
 import msgspec
 from litestar import Litestar
-from litestar.exceptions import (
-    HTTPException,
-    MethodNotAllowedException,
-    NotFoundException,
-    ValidationException,
-)
+from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 from litestar.utils import normalize_path
 
 from pilotage.actors.errors import (
@@ -171,8 +166,6 @@ def _litestar(exc: HTTPException) -> Refusal:
     """What the framework refuses by itself: mostly unknown paths and methods."""
     if isinstance(exc, NotFoundException):
         return Refusal(status=404, message="there is nothing at this path; see /reference")
-    if isinstance(exc, MethodNotAllowedException):
-        return Refusal(status=405, message="this path does not have this method")
     if isinstance(exc, ValidationException):
         return Refusal(status=422, message="the request is not valid", details=[exc.detail])
     if exc.status_code >= 500:

@@ -6,7 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from litestar import get
+from litestar.types import ASGIApp
 
+from pilotage.http.app import create_app
+from pilotage.http.auth import PUBLIC
 from tests.http.conftest import Server
 from tests.http.test_access import error_of
 
@@ -55,3 +59,26 @@ async def test_a_websocket_is_closed(server: Server) -> None:
     scope: Any = {"type": "websocket", "path": "/v1/workflow-runs", "headers": [], "state": {}}
     await server.app(scope, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def refuse(*_: object) -> Any:
+    """An exception handler that nobody would ask."""
+
+
+def passing(app: ASGIApp) -> ASGIApp:
+    return app
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"exception_handlers": {ValueError: refuse}}, {"middleware": [passing]}],
+    ids=["handlers", "middleware"],
+)
+async def test_a_route_that_would_answer_errors_itself_keeps_the_app_from_starting(
+    server: Server, own: dict[str, Any]
+) -> None:
+    @get("/page", opt={"scope": PUBLIC}, **own)
+    async def page() -> None: ...
+
+    with pytest.raises(AssertionError, match="of its own"):
+        create_app(server.runtime.gateway, server.runtime.settings, pages=[page])
