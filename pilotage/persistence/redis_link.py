@@ -31,7 +31,12 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from pilotage.persistence.port import StoreError, StoreUnavailableError, UnsuitableStoreError
+from pilotage.persistence.port import (
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    UnsuitableStoreError,
+)
 from pilotage.persistence.redis_wire import Address, Argument, Wires, packed
 from pilotage.persistence.scripts import Script
 
@@ -241,7 +246,8 @@ def explanation(error: Exception, timeout_secs: float) -> StoreError:
     text = str(error) or type(error).__name__
     found = _CODE.search(text) if isinstance(error, ResponseError) else None
     if found is not None:
-        return StoreUnavailableError(f"the store is not available: {_CAUSES[found[1]]}")
+        kind = StoreFullError if found[1] == "OOM" else StoreUnavailableError
+        return kind(f"the store is not available: {_CAUSES[found[1]]}")
     if isinstance(error, MaxConnectionsError):
         return StoreUnavailableError("all connections to the store are in use")
     if isinstance(error, (RedisTimeoutError, TimeoutError)):

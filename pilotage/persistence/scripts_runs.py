@@ -169,12 +169,14 @@ local function apply(o, old, packed)
 end
 
 local words, olds, packs, starts = {}, {}, {}, {}
-local o = 5
+local o, ends = 5, true
 for i = 1, count do
   local word, old, nargs, packed = check(o)
   words[i], olds[i], packs[i], starts[i] = word or false, old, packed, o
+  ends = ends and (word or ACTIVE[old or ''] and not ACTIVE[string.sub(ARGV[o + 2], -1)])
   o = o + nargs
 end
+if ends then redis.call('ZREM', ACTIVE_SET, '') end
 for i = 1, count do
   if not words[i] then
     apply(starts[i], olds[i], packs[i])
@@ -186,7 +188,10 @@ return table.concat(words)
 )
 """KEYS fence active expire, then those of the runs; ARGV token count, most answers of a
 project, most job runs of a step, then the runs.
-One letter a run. `redis_runs` builds the arguments and says what they are."""
+One letter a run. A batch that does nothing but end runs makes room, so it is taken while the memory
+is full: a script is refused only at its first command that may need memory, before it has written;
+so it begins with one that removes (nothing).
+`redis_runs` builds the arguments and says what they are."""
 
 LOAD: Final = script("""
 local found = {}

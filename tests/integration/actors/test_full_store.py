@@ -24,9 +24,12 @@ FILLER_BYTES = 30 << 20
 
 @pytest.fixture
 async def client(valkey_url: str) -> AsyncIterator[Redis]:
-    """The store has some megabytes already: a share of them is room for what is under way."""
+    """The store has some megabytes already: a share of them is room for what is under way.
+
+    They are made there: sent, they would for a while be in the connection's buffer a second time.
+    """
     made = Redis.from_url(valkey_url, protocol=2)
-    await made.set("filler", bytes(FILLER_BYTES))
+    await made.setrange("filler", FILLER_BYTES - 1, "x")
     yield made
     await made.config_set("maxmemory", 0)
     await made.delete("filler")
@@ -125,6 +128,32 @@ async def test_when_nothing_can_be_written_any_more_what_is_over_still_goes(
             await world.until(run, "completed", within_secs=30)
         assert not world.runtime.fenced.is_set()
         assert world.ran.count("0.a") == 1
+
+
+async def test_what_ends_or_removes_runs_is_written_when_nothing_else_can_be(
+    quick: None, valkey_url: str, tmp_path: Path, client: Redis
+) -> None:
+    async with rig(valkey_url, tmp_path, retention_completed_secs=0) as world:
+        ends = await world.workflow("ends", [gate("a")])
+        goes_on = await world.workflow("goes_on", [gate("a"), noop("b", "a")])
+        ending = [await world.trigger(ends, k=f"e{n}.") for n in range(20)]
+        going = [await world.trigger(goes_on, k=f"g{n}.") for n in range(5)]
+        both = [f"e{n}.a" for n in range(20)] + [f"g{n}.a" for n in range(5)]
+        await world.began_all(*both)
+        await allow(client, 1.2)
+        world.let(*both)
+        for run in ending:
+            await world.until(run, "completed")
+        await wait_until(lambda: not world.runtime.writer.healthy, "other writes are refused")
+        assert {await world.status(run) for run in going} == {"running"}
+        await sweep(world)
+        assert await world.store.load_runs(ending) == [None] * 20
+        assert {await world.status(run) for run in going} == {"running"}
+        await client.delete("filler")
+        for run in going:
+            await world.until(run, "completed", within_secs=30)
+        await wait_until(lambda: world.runtime.writer.healthy, "all is written")
+        assert not world.runtime.fenced.is_set()
 
 
 class TellingStore(MemoryStore):
