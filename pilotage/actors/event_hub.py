@@ -4,6 +4,8 @@ The subscriptions are in memory, rebuilt from the runs at the start; an event is
 every receiver has stored it. Events nobody waits for are kept in the store while they last, and
 each goes to one step: a step that was given one and does not take it gives it back. An event that
 may have been delivered before is given only to those who were parked when it was sent.
+
+What is sent with an idempotency key is planned first: a repeat does what is left of the plan.
 """
 
 from __future__ import annotations
@@ -47,6 +49,16 @@ class KeptEvent(msgspec.Struct, frozen=True, array_like=True):
     event_id: str
     expires_at_ms: int
     payload: bytes | None = None
+
+
+class EventPlan(msgspec.Struct, frozen=True, array_like=True):
+    """Who is to have an event: told to the store before anybody is given it, so that a repeat goes
+    to the same steps and keeps the same event. A target is run, step and attempt.
+    """
+
+    event_id: str
+    expires_at_ms: int | None
+    targets: tuple[tuple[str, int, int], ...]
 
 
 class Parked(NamedTuple):
@@ -146,20 +158,64 @@ class EventHub:
         `parked_by_ms`: it may have been delivered before. A step that has parked since then must
         not take what one before it has taken.
         """
+        plan = self.plan(
+            project_id,
+            key,
+            event_id=event_id,
+            buffer_secs=buffer_secs,
+            now_ms=now_ms,
+            parked_by_ms=parked_by_ms,
+        )
+        return await self.carry_out(project_id, key, payload, plan, actor=actor)
+
+    def plan(
+        self,
+        project_id: str,
+        key: str,
+        *,
+        event_id: str,
+        buffer_secs: int,
+        now_ms: int,
+        parked_by_ms: int | None = None,
+    ) -> EventPlan:
+        """What `send` would do now."""
+        return EventPlan(
+            event_id=event_id,
+            expires_at_ms=now_ms + buffer_secs * 1000 if buffer_secs > 0 else None,
+            targets=tuple(
+                (run_id, step, waits.attempt)
+                for (run_id, step), waits in self._parked.get((project_id, key), {}).items()
+                if parked_by_ms is None or waits.since_ms <= parked_by_ms
+            ),
+        )
+
+    async def carry_out(
+        self,
+        project_id: str,
+        key: str,
+        payload: bytes | None,
+        plan: EventPlan,
+        *,
+        actor: str,
+        again: bool = False,
+    ) -> EventReceipt:
+        """Do as planned. `again`: what may have been done before counts as done now."""
         commands = [
-            (run_id, EventReceived(step=step, attempt=waits.attempt, payload=payload, actor=actor))
-            for (run_id, step), waits in self._parked.get((project_id, key), {}).items()
-            if parked_by_ms is None or waits.since_ms <= parked_by_ms
+            (run_id, EventReceived(step=step, attempt=attempt, payload=payload, actor=actor))
+            for run_id, step, attempt in plan.targets
         ]
-        delivered = await self._to_all(commands)
-        if delivered or buffer_secs <= 0:
+        delivered = await self._to_all(commands, again=again)
+        expires_at_ms = plan.expires_at_ms
+        if delivered or expires_at_ms is None:
             return EventReceipt(event_key=key, delivered=delivered, buffered=False)
-        expires_at_ms = now_ms + buffer_secs * 1000
-        await self._offer(project_id, key, KeptEvent(event_id, expires_at_ms, payload), buffer_secs)
+        left_ms = expires_at_ms - self._clock.now_ms()
+        if left_ms > 0:
+            kept = KeptEvent(plan.event_id, expires_at_ms, payload)
+            await self._offer(project_id, key, kept, -(-left_ms // 1000))
         return EventReceipt(event_key=key, delivered=0, buffered=True, expires_at_ms=expires_at_ms)
 
-    async def _to_all(self, commands: list[tuple[str, EventReceived]]) -> int:
-        """How many of the parked steps took it."""
+    async def _to_all(self, commands: list[tuple[str, EventReceived]], *, again: bool) -> int:
+        """How many of the parked steps took it; `again`: or have taken it before."""
         if not commands:
             return 0
         answers = await asyncio.gather(
@@ -169,6 +225,8 @@ class EventHub:
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
+        if again:
+            return sum(map(_took, answers, (command for _, command in commands)))
         return sum(
             isinstance(answer, Answer) and isinstance(answer.result, Done) and answer.result.changed
             for answer in answers
@@ -189,9 +247,9 @@ class EventHub:
             await self.take_early(project_id, key, run_id, step, waits.attempt)
 
 
-def _took(answer: Answer | None, command: EventReceived) -> bool:
+def _took(answer: Answer | BaseException | None, command: EventReceived) -> bool:
     """Whether the step has the event, now or by an earlier delivery of the same."""
-    if answer is None:
+    if not isinstance(answer, Answer):
         return False
     if isinstance(answer.result, Done):
         return answer.result.changed

@@ -19,9 +19,8 @@ from pilotage.actors.catalog_records import catalog_errors
 from pilotage.actors.creation import Creation
 from pilotage.actors.errors import (
     NotFoundError,
-    UnavailableError,
 )
-from pilotage.actors.event_hub import EventReceipt
+from pilotage.actors.event_hub import EventPlan, EventReceipt
 from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.messages import Answer, MakeRecord, Remember
 from pilotage.actors.principal import Principal
@@ -30,7 +29,7 @@ from pilotage.actors.reasons import notes_about
 from pilotage.actors.run_reader import RunReader
 from pilotage.actors.services import Services
 from pilotage.actors.supervisor import Supervisor
-from pilotage.persistence.port import IdempotencyRecord, Store, StoreUnavailableError
+from pilotage.persistence.port import IdempotencyRecord, Store
 from pilotage.runtime.commands import (
     ApproveStep,
     CancelRun,
@@ -424,19 +423,21 @@ class Gateway(RunReader):
         buffer_secs: int,
         *,
         actor: str,
+        plan: EventPlan | None = None,
+        again: bool = False,
     ) -> EventReceipt:
-        try:
-            return await self._services.hub.send(
-                project_id,
-                event_key,
-                payload,
-                event_id=self._creation.mint_run_id(),
-                actor=actor,
-                buffer_secs=buffer_secs,
-                now_ms=self._services.clock.now_ms(),
-            )
-        except StoreUnavailableError as error:
-            raise UnavailableError(f"the store is away: {error}") from None
+        """By the `plan`, if one was made; `again`: it may have been carried out before."""
+        do = plan or self.plan_event(project_id, event_key, buffer_secs)
+        send = self._services.hub.carry_out
+        return await self._stored(
+            lambda: send(project_id, event_key, payload, do, actor=actor, again=again)
+        )
+
+    def plan_event(self, project_id: str, event_key: str, buffer_secs: int) -> EventPlan:
+        event_id, now = self._creation.mint_run_id(), self._services.clock.now_ms()
+        return self._services.hub.plan(
+            project_id, event_key, event_id=event_id, buffer_secs=buffer_secs, now_ms=now
+        )
 
     # --- callbacks of remote jobs -----------------------------------------------------------------
 

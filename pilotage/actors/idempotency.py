@@ -19,23 +19,29 @@ MAX_BODY = 4096
 
 
 class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The first answer: its status, and its small body or the id of what it shows."""
+    """The first answer: its status, and its small body or the id of what it shows.
+
+    `begun` is the plan of a request that has no answer yet: a repeat does what is left of it.
+    """
 
     request_hash: str
     status: int
     reference: str | None = None
     body: bytes | None = None
+    begun: bytes | None = None
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     """`key` is method, path and the client's key; `request_hash` the SHA-256 of the request.
 
-    `project_id` is the project whose records this one is counted with.
+    `project_id` is the project whose records this one is counted with; `begun` the plan of an
+    earlier request with the key that was not answered.
     """
 
     key: str
     request_hash: str
     project_id: str = "*"
+    begun: bytes | None = None
 
     def item(self, name: str) -> Idempotency:
         """The key of one item of a bulk request; its own request is the item itself."""
@@ -46,12 +52,20 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
         self, *, status: int, reference: str | None = None, body: bytes | None = None
     ) -> IdempotencyRecord:
         """What to store beside the change that the answer reports."""
-        remembered = Remembered(
-            request_hash=self.request_hash,
-            status=status,
-            reference=reference,
-            body=body if body is not None and len(body) <= MAX_BODY else None,
+        return self._kept(
+            Remembered(
+                request_hash=self.request_hash,
+                status=status,
+                reference=reference,
+                body=body if body is not None and len(body) <= MAX_BODY else None,
+            )
         )
+
+    def plan(self, begun: bytes) -> IdempotencyRecord:
+        """What to store before anything is done that cannot be stored together with its answer."""
+        return self._kept(Remembered(request_hash=self.request_hash, status=0, begun=begun))
+
+    def _kept(self, remembered: Remembered) -> IdempotencyRecord:
         return IdempotencyRecord(
             project_id=self.project_id,
             key=self.key,

@@ -11,7 +11,9 @@ from litestar.exceptions import NotFoundException
 from litestar.params import PathParameter
 from litestar.response.base import ASGIResponse
 
+from pilotage.actors.event_hub import EventPlan
 from pilotage.actors.idempotency import Idempotency
+from pilotage.http.api import Api
 from pilotage.http.bodies import Fields, encode_json, read_json
 from pilotage.http.call import (
     AnyRequest,
@@ -21,7 +23,7 @@ from pilotage.http.call import (
     refuse_wrong,
     required_project,
 )
-from pilotage.http.repeats import Answer, once
+from pilotage.http.repeats import Answer, begin, once
 from pilotage.http.runs import TRIGGER
 from pilotage.runtime.views import rfc3339
 
@@ -64,11 +66,14 @@ class EventsController(Controller):
             fields.problems.append(f"payload: must be at most {MAX_PAYLOAD} bytes of JSON")
         project_id = required_project(request, project)
         await refuse_wrong(request)
-        gateway, by = api_of(request).gateway, acting(request)
+        api, by, secs = api_of(request), acting(request), ceil(buffer_secs or 0)
 
-        async def act(_: Idempotency | None) -> Answer:
-            receipt = await gateway.send_event(
-                project_id, key, payload, ceil(buffer_secs or 0), actor=by.name
+        async def act(idempotency: Idempotency | None) -> Answer:
+            plan, again = None, False
+            if idempotency is not None:
+                plan, again = await _planned(api, idempotency, project_id, key, secs)
+            receipt = await api.gateway.send_event(
+                project_id, key, payload, secs, actor=by.name, plan=plan, again=again
             )
             expires = receipt.expires_at_ms
             sent = EventSent(
@@ -80,3 +85,14 @@ class EventsController(Controller):
             return Answer(status=200, body=msgspec.json.encode(sent))
 
         return await once(request, project_id, body, act)
+
+
+async def _planned(
+    api: Api, idempotency: Idempotency, project_id: str, key: str, buffer_secs: int
+) -> tuple[EventPlan, bool]:
+    """Who is to have it, stored before anybody has; and whether that was decided before."""
+    if idempotency.begun is not None:
+        return msgspec.msgpack.decode(idempotency.begun, type=EventPlan), True
+    plan = api.gateway.plan_event(project_id, key, buffer_secs)
+    await begin(api, idempotency, msgspec.msgpack.encode(plan))
+    return plan, False

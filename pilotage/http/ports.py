@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pilotage.actors.catalog import Catalog
 from pilotage.actors.catalog_model import Workflow
-from pilotage.actors.event_hub import EventReceipt
+from pilotage.actors.event_hub import EventPlan, EventReceipt
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.job_runs import JobRunView
 from pilotage.actors.principal import Principal
@@ -211,7 +211,10 @@ class GatewayPort(Protocol):
         buffer_secs: int,
         *,
         actor: str,
+        plan: EventPlan | None = None,
+        again: bool = False,
     ) -> EventReceipt: ...
+    def plan_event(self, project_id: str, event_key: str, buffer_secs: int) -> EventPlan: ...
     def callback_check(self, job_run_id: str, token: str) -> None: ...
     async def callback_complete(
         self, job_run_id: str, token: str, output: bytes | None

@@ -1,8 +1,9 @@
 """Idempotency keys on POST: the same key and the same request give the first answer again.
 
 The record is stored with the change itself where the gateway or the catalog takes it along, else
-right after a change that may be repeated without harm. That a request is in progress is known in
-memory only, so that a crash leaves nothing behind. Dry runs change nothing and remember nothing.
+right after a change that may be repeated without harm, be it that its plan was stored before: a
+repeat does what is left of that. That a request is in progress is known in memory only, so that a
+crash leaves nothing behind. Dry runs change nothing and remember nothing.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ async def _first_or_again(
     api: Api, idempotency: Idempotency, act: Act, again: Again | None, location: str | None
 ) -> ASGIResponse:
     known = await _known(api, idempotency)
-    if known is not None:
+    if known is not None and known.begun is not None:
+        idempotency = msgspec.structs.replace(idempotency, begun=known.begun)
+    elif known is not None:
         if not api.gateway.ready:
             # It may be stored and not yet known to be: what is read meanwhile is from before.
             raise UnavailableError("the store is away; try again")
@@ -146,6 +149,15 @@ async def _replay(
     else:
         answer = Answer(status=known.status)
     return msgspec.structs.replace(answer, headers=answer.headers | REPLAYED).response()
+
+
+async def begin(api: Api, idempotency: Idempotency, plan: bytes) -> None:
+    """Store what is going to be done; nothing is done if it cannot be stored."""
+    with catalog_errors("idempotency record"):
+        store = api.gateway.store
+        kept = await store.remember(idempotency.plan(plan), await store.fence())
+    if not kept:
+        raise UnavailableError("the project has too many idempotency keys to remember this one", 60)
 
 
 async def _remember(api: Api, idempotency: Idempotency, answer: Answer) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from pilotage.actors.idempotency import Idempotency
+from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.principal import ADMIN
 from pilotage.persistence.memory import MemoryServer, MemoryStore
 from pilotage.persistence.port import (
@@ -27,6 +27,7 @@ from tests.http.conftest import (
     read_step,
     trigger,
     wait_status,
+    wait_step,
 )
 from tests.support.waiting import wait_until
 
@@ -202,6 +203,69 @@ async def test_a_bulk_cancel_that_was_cut_off_cancels_no_run_twice(
     assert reopened.status_code == 200
     await client.post("/v1/workflow-runs/bulk-cancel", json=body, headers=KEY)
     assert (await client.get(f"/v1/workflow-runs/{run['id']}")).json()["status"] == "running"
+
+
+class ForgetsEnds(MemoryStore):
+    """Keeps what a request has begun; the answers are lost until `kept`."""
+
+    kept = False
+
+    async def remember(self, record: IdempotencyRecord, fence: int) -> bool:
+        if recall(record.data).begun is None and not self.kept:
+            raise StoreUnavailableError("gone")
+        return await super().remember(record, fence)
+
+
+async def test_an_event_that_was_cut_off_goes_to_the_same_steps_again(
+    start_server: StartServer,
+) -> None:
+    store = ForgetsEnds()
+    client = await (await start_server(store)).member()
+    await define(client, "w", [{"step_ref": "a", "step_type": "wait_for_event", "event_key": "k"}])
+    first = (await trigger(client, "w"))["id"]
+    await wait_step(client, first, "a", "waiting")
+    body = {"payload": 1, "buffer_secs": 60}
+    assert (await client.post("/v1/events/k/send", json=body, headers=KEY)).status_code == 503
+    await wait_status(client, first, "completed")
+    second = (await trigger(client, "w"))["id"]
+    await wait_step(client, second, "a", "waiting")
+    store.kept = True
+    sent = await client.post("/v1/events/k/send", json=body, headers=KEY)
+    assert sent.json() == {"event_key": "k", "delivered": 1, "buffered": False}
+    assert (await read_step(client, second, "a"))["status"] == "waiting"
+    again = await client.post("/v1/events/k/send", json=body, headers=KEY)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == sent.json()
+    other = await client.post("/v1/events/k/send", json={"payload": 2}, headers=KEY)
+    assert other.status_code == 422
+
+
+async def test_a_kept_event_that_was_cut_off_is_kept_once(start_server: StartServer) -> None:
+    store = ForgetsEnds()
+    client = await (await start_server(store)).member()
+    await define(client, "w", [{"step_ref": "a", "step_type": "wait_for_event", "event_key": "k"}])
+    body = {"payload": 1, "buffer_secs": 60}
+    assert (await client.post("/v1/events/k/send", json=body, headers=KEY)).status_code == 503
+    first = (await trigger(client, "w"))["id"]
+    await wait_status(client, first, "completed")
+    second = (await trigger(client, "w"))["id"]
+    await wait_step(client, second, "a", "waiting")
+    store.kept = True
+    sent = (await client.post("/v1/events/k/send", json=body, headers=KEY)).json()
+    assert (sent["delivered"], sent["buffered"]) == (0, True)
+    assert (await read_step(client, second, "a"))["status"] == "waiting"
+
+
+async def test_an_event_is_sent_to_nobody_when_its_key_cannot_be_kept(
+    start_server: StartServer,
+) -> None:
+    client = await (await start_server(ForgetsAnswers())).member()
+    await define(client, "w", [{"step_ref": "a", "step_type": "wait_for_event", "event_key": "k"}])
+    run_id = (await trigger(client, "w"))["id"]
+    await wait_step(client, run_id, "a", "waiting")
+    assert (await client.post("/v1/events/k/send", headers=KEY)).status_code == 503
+    assert (await read_step(client, run_id, "a"))["status"] == "waiting"
+    assert (await client.post("/v1/events/k/send")).json()["delivered"] == 1
 
 
 async def test_a_dry_run_is_not_remembered(server: Server, client: httpx.AsyncClient) -> None:

@@ -208,3 +208,25 @@ async def test_an_event_sent_again_goes_to_those_only_who_waited_when_it_was_sen
     assert world.taken == [("before", b"1"), ("at", b"1")]
     assert await world.send(b"1", buffer_secs=0, parked_by_ms=100) == 0
     assert await world.send(b"2", buffer_secs=0) == 1
+
+
+async def test_what_is_left_of_a_plan_is_done_and_nothing_else(world: World) -> None:
+    await world.park("a")
+    await world.park("b")
+    plan = world.hub.plan("p", "k", event_id="e", buffer_secs=60, now_ms=SystemClock().now_ms())
+    world.away.add("b")
+    with pytest.raises(UnavailableError):
+        await world.hub.carry_out("p", "k", b"1", plan, actor="test")
+    world.away.clear()
+    await world.park("late")
+    receipt = await world.hub.carry_out("p", "k", b"1", plan, actor="test", again=True)
+    assert world.taken == [("a", b"1"), ("b", b"1")]
+    assert not receipt.buffered
+
+
+async def test_a_planned_event_whose_time_is_over_is_not_kept_again(world: World) -> None:
+    plan = world.hub.plan("p", "k", event_id="e", buffer_secs=60, now_ms=0)
+    receipt = await world.hub.carry_out("p", "k", b"1", plan, actor="test", again=True)
+    assert (receipt.buffered, receipt.expires_at_ms) == (True, 60_000)
+    await world.park("a")
+    assert world.taken == []
