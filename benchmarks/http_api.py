@@ -98,11 +98,13 @@ class Connection(asyncio.Protocol):
             answer.set_result(whole)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(exc or ConnectionError("the server closed the connection"))
 
     async def ask(self, request: bytes) -> bytes:
-        assert self._transport is not None
+        if self._transport is None:
+            raise ConnectionError("the server closed the connection between two requests")
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer
@@ -145,6 +147,8 @@ class Server:
         ).encode()
 
     async def connect(self) -> None:
+        """New connections: those that nobody has used for long are closed by the server."""
+        self.close()
         loop = asyncio.get_running_loop()
         for _ in range(TRIGGERING):
             _, protocol = await loop.create_connection(Connection, "127.0.0.1", self.where.port)
@@ -153,6 +157,7 @@ class Server:
     def close(self) -> None:
         for connection in self._free:
             connection.close()
+        self._free.clear()
 
     async def ask(self, request: bytes) -> bytes:
         """Over the first connection, while nobody else uses it."""
@@ -275,6 +280,8 @@ async def costs(ours: Server, bare: Server, size: Size) -> dict[str, float]:
 async def latencies(ours: Server, bare: Server, size: Size) -> dict[str, float]:
     """How long answers take at fixed rates."""
     count = size.paced
+    for server in (ours, bare):
+        await server.connect()
 
     async def get(server: Server) -> list[float]:
         return await server.paced([server.get] * count, READS_PER_S)
