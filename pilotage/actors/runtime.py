@@ -199,6 +199,7 @@ class Runtime:
             at_hand=jobs.at_hand,
             clock=clock,
         )
+        self.writer.at_once = self._at_once
         self.services = Services(
             clock=clock,
             dispatcher=self.dispatcher,
@@ -386,6 +387,10 @@ class Runtime:
         self.room.refuse_if_full()
         if self.supervisor.active >= self.settings.max_active_runs:
             raise too_many(self.supervisor.active, self.settings.max_active_runs)
+
+    def _at_once(self, action: Callable[[], object]) -> None:
+        """Inline jobs that the action starts are called, and actors that hear of it get a turn."""
+        self.dispatcher.at_once(lambda: self.executors.at_once(action))
 
     async def _deliver_event(self, run_id: str, command: EventReceived) -> Answer | None:
         try:

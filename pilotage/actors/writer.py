@@ -91,6 +91,10 @@ class Writer:
         self.writes = 0
         self.on_batch: Callable[[int], object] | None = None
         """Told of each batch that was answered how many runs were in it."""
+        self.at_once: Callable[[Callable[[], object]], object] = _do
+        """Gives the verdicts of a batch, and lets what follows from them happen before the next
+        batch is taken, so that it becomes part of that.
+        """
         self.last_error: str | None = None
         self.away_since = 0.0
 
@@ -203,12 +207,7 @@ class Writer:
             logger.exception("run %s could not be written", batch[0][1].run_id)
             batch[0][0].failed(error)
             return True
-        for (dirty, write), verdict in zip(batch, verdicts, strict=True):
-            try:
-                dirty.stored(verdict)
-            except Exception as error:
-                logger.exception("run %s could not take its verdict %s", write.run_id, verdict)
-                dirty.failed(error)
+        self.at_once(lambda: _give(batch, verdicts))
         return True
 
     async def _commit(self, writes: list[RunWrite]) -> list[Verdict]:
@@ -254,6 +253,19 @@ class Writer:
         if not self.healthy:
             logger.warning("the store is back")
         self.healthy = True
+
+
+def _do(action: Callable[[], object]) -> None:
+    action()
+
+
+def _give(batch: Batch, verdicts: list[Verdict]) -> None:
+    for (dirty, write), verdict in zip(batch, verdicts, strict=True):
+        try:
+            dirty.stored(verdict)
+        except Exception as error:
+            logger.exception("run %s could not take its verdict %s", write.run_id, verdict)
+            dirty.failed(error)
 
 
 async def _pause(secs: float) -> None:

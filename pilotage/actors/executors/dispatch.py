@@ -165,6 +165,10 @@ class Executors:
             entry.executor.stop(key, timed_out=timed_out)
         self.over(entry)
 
+    def at_once(self, action: Callable[[], object]) -> None:
+        """Do `action`; the inline jobs that it starts are called before this returns."""
+        self._python.at_once(action)
+
     @property
     def abandoned_threads(self) -> int:
         """Threads that still run stopped attempts of any job."""

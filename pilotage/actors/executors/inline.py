@@ -1,7 +1,8 @@
 """Jobs that run on the actors' loop itself: for tiny, trusted functions that opted in.
 
 Nothing here leaves the loop: no thread, no wake-up, no lock. All that is started in one turn of
-the loop is run together in the next, a bounded number per turn.
+the loop is run together in the next, a bounded number per turn; what is started within `at_once`
+is run at its end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 
 from pilotage.actors.executors.invoke import Outcome, call, call_async
 from pilotage.actors.executors.running import Running
@@ -34,6 +36,17 @@ class InlineRunner:
         if not self._woken:
             self._woken = True
             self._loop.call_soon(self._run_ready)
+
+    def at_once(self, action: Callable[[], object]) -> None:
+        """Do `action`, and call what it starts before this returns, a turn's worth of it."""
+        if self._woken:
+            action()
+            return
+        self._woken = True
+        try:
+            action()
+        finally:  # what a job sets in its context is not seen by whoever calls here
+            copy_context().run(self._run_ready)
 
     def stop(self, running: Running) -> None:
         """A plain function cannot be under way here: it is over, or not begun and `over` by now."""

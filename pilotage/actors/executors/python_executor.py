@@ -74,6 +74,10 @@ class PythonExecutor:
         self._attempts[attempt.key] = running
         self._runners[job.kind].start(running)
 
+    def at_once(self, action: Callable[[], object]) -> None:
+        """Do `action`; the inline jobs that it starts are called before this returns."""
+        self._inline.at_once(action)
+
     def stop(self, key: AttemptKey, *, timed_out: bool) -> None:
         """For a timeout and a withdrawal alike: the result is no longer wanted."""
         running = self._attempts.pop(key, None)

@@ -171,3 +171,24 @@ async def test_a_fence_is_told_once_and_nothing_is_written_any_more(
     world.writer.submit(Dirty("3"))
     await asyncio.sleep(0)
     assert len(world.store.batches) == 1
+
+
+async def test_what_follows_from_a_verdict_is_in_the_next_batch(world: World) -> None:
+    """`at_once` makes it happen before that is taken, and lets it out of the present one."""
+    first, second, follower = Dirty("1"), Dirty("2"), Dirty("follower")
+
+    def answer(names: list[str]) -> list[Verdict]:
+        if names == ["1"]:
+            world.writer.submit(second)
+        return [Verdict.OK] * len(names)
+
+    def at_once(give: Callable[[], object]) -> None:
+        give()
+        if first.verdicts and not follower.collected:
+            world.writer.submit(follower)
+
+    world.store.answer, world.writer.at_once = answer, at_once
+    world.writer.submit(first)
+    await world.writer.flushed()
+    assert world.store.batches == [["1"], ["2", "follower"]]
+    assert [one.verdicts for one in (first, second, follower)] == [[Verdict.OK]] * 3
