@@ -30,7 +30,7 @@ class AttemptJobs:
         """Raises `NotFoundError` and `UnavailableError`."""
         job = await self._catalog.job_for_attempt(project_id, ref)
         if not job.enabled:
-            raise NotFoundError(f'job "{job.slug}" is disabled')
+            raise NotFoundError(f'job "{job.slug}" is disabled; enable it')
         found = self._does(job)
         if found is None:
             raise NotFoundError(

@@ -253,7 +253,7 @@ class Catalog:
             return stored
         registered = self._python_jobs.get(ref)
         if registered is None:
-            raise NotFoundError(f'unknown job "{ref}"')
+            raise NotFoundError(f'job "{ref}" does not exist; create it or register it')
         spec = registered.spec
         if spec.execution_mode is not ExecutionMode.PYTHON:
             spec = msgspec.structs.replace(spec, execution_mode=ExecutionMode.PYTHON)

@@ -65,6 +65,7 @@ _EVENT_WORDS = {
     "run_paused": "paused",
     "run_resumed": "resumed",
     "run_reopened": "reopened",
+    "run_pinned": "pinned",
     "step_held": "held back",
     "step_started": "started",
     "step_accepted": "accepted, reports later",
@@ -90,6 +91,8 @@ def event_words(item: Item) -> str:
     told: Mapping[str, Any] = data if is_object(data) else {}
     if kind in {"run_ended", "run_reopened"} and told.get("status"):
         words = [str(told["status"])]
+    if kind == "run_pinned" and told.get("pinned") is False:
+        words = ["unpinned"]
     if kind == "step_parked":
         words = [WAITS.get(str(told.get("waiting_for")), "parked")]
     attempt = item.get("attempt")

@@ -99,6 +99,7 @@ def test_a_job_that_is_disabled_fails_the_next_attempt_finally(api: Api, jobs: J
     assert len(endpoint.calls) == 1
     (record,) = api.attempts(run_id, "b")
     assert record["status"] == "failed"
+    assert f'job "{slug}" is disabled; enable it, and retry the step' in record["error"]
 
 
 def test_the_status_of_a_job_run_follows_its_attempt(

@@ -78,6 +78,8 @@ def test_what_is_said_of_a_step(step: dict[str, Any], note: str) -> None:
         ({"type": "step_started", "attempt": 2}, "started (attempt 2)"),
         ({"type": "step_parked", "data": {"waiting_for": "event"}}, "waits for an event"),
         ({"type": "step_skipped", "data": {"skipped_by": "override"}}, "skipped by override"),
+        ({"type": "run_pinned", "data": {"pinned": True}}, "pinned"),
+        ({"type": "run_pinned", "data": {"pinned": False}}, "unpinned"),
         ({"type": "something_new"}, "something new"),
     ],
 )

@@ -295,13 +295,8 @@ class Executors:
         while True:
             try:
                 return await self._resolve(attempt.project_id, attempt.job)
-            except NotFoundError:
-                return Failed(
-                    f"job {attempt.job!r} does not exist; create it or register it, "
-                    "and retry the step",
-                    "unknown_job",
-                    final=True,
-                )
+            except NotFoundError as error:  # it says what to do
+                return Failed(f"{error}, and retry the step", "unknown_job", final=True)
             except UnavailableError as error:
                 await asyncio.sleep(error.retry_after_secs)
                 self.begun(entry)

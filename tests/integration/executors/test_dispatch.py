@@ -158,10 +158,10 @@ async def test_a_job_at_hand_that_nobody_does_fails_like_any_other(bench: Bench)
 
 
 async def test_an_unknown_job_is_final(bench: Bench) -> None:
-    bench.answers = [NotFoundError("no such job")]
+    bench.answers = [NotFoundError('job "gone" does not exist; create it')]
     failed = await bench.begin("gone")[1].failed()
     assert (failed.final, failed.error_class) == (True, "unknown_job")
-    assert "'gone' does not exist" in failed.error
+    assert failed.error == 'job "gone" does not exist; create it, and retry the step'
 
 
 async def test_a_store_that_is_away_burns_no_attempt(bench: Bench) -> None:

@@ -54,6 +54,14 @@ def test_each_event_is_an_item_with_time_actor_and_number() -> None:
     )
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pinned_and_unpinned_can_be_told_apart(pinned: bool) -> None:
+    run = Run(job("a"))
+    run.does(c.PinRun, pinned=not pinned)
+    run.does(c.PinRun, pinned=pinned)
+    assert brief(run)[-1:] == [("run_pinned", None, None, {"pinned": pinned})]
+
+
 def test_items_say_what_is_particular_to_them() -> None:
     run = Run(job("a", job_id=LIMITED), approval("b", approval_timeout_secs=1.0), event("d"))
     assert brief(run) == [
