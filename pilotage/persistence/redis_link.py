@@ -177,7 +177,7 @@ class RedisLink:
             with self._explained():
                 info: dict[str, str] = {}
                 for section in INFO_SECTIONS:
-                    info |= _described(await _opened(self._writer).ask(packed("INFO", section)))
+                    info |= described(await _opened(self._writer).ask(packed("INFO", section)))
         except StoreUnavailableError:
             raise
         except UnsuitableStoreError:
@@ -195,7 +195,7 @@ class RedisLink:
             )
 
 
-def _described(text: object) -> dict[str, str]:
+def described(text: object) -> dict[str, str]:
     """What INFO says; of no Redis, nothing."""
     if not isinstance(text, bytes):
         return {}

@@ -1,18 +1,21 @@
-"""What a store tells of itself, for `pilotage doctor`. Nothing is changed by asking."""
+"""What a store tells of itself, for `pilotage doctor`. Nothing is changed by asking.
+
+It is asked over the same kind of connection as a server's, so that failures have the same words.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from pilotage.persistence.keys import Keys
 from pilotage.persistence.port import UnsuitableStoreError
-from pilotage.persistence.redis_link import INFO_SECTIONS, explanation, unsuitable
+from pilotage.persistence.redis_link import INFO_SECTIONS, described, explanation, unsuitable
+from pilotage.persistence.redis_wire import Address, Wires, packed
 
 TIMEOUT_SECS = 5.0
 NEARLY_FULL = 0.9
@@ -40,37 +43,40 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
 
 async def look_at(url: str, namespace: str) -> StoreReport:
     """Raises a `StoreError` that says why the store cannot be asked, or is none that will do."""
-    client = Redis.from_url(
-        url, socket_timeout=TIMEOUT_SECS, socket_connect_timeout=TIMEOUT_SECS, protocol=2
-    )
+    wires = Wires(Address(url), 1, timeout_secs=TIMEOUT_SECS, connect_secs=TIMEOUT_SECS)
     try:
-        return await _ask(cast("Any", client), Keys(namespace))
+        return await _ask(wires, Keys(namespace))
     except (RedisError, OSError) as error:
         raise explanation(error, TIMEOUT_SECS) from error
     finally:
-        await client.aclose()
+        await wires.close()
 
 
-async def _ask(client: Any, keys: Keys) -> StoreReport:
-    info: dict[str, Any] = {}
+async def _ask(wires: Wires, keys: Keys) -> StoreReport:
+    info: dict[str, str] = {}
     for section in INFO_SECTIONS:
-        info |= await client.info(section)
+        info |= described(await wires.ask(packed("INFO", section)))
     unfit = unsuitable(info)
     if unfit:
         raise UnsuitableStoreError("; ".join(unfit))
-    seconds, micros = await client.time()
-    held = await client.get(keys.lease)
-    left_ms = await client.pttl(keys.lease)
+    (seconds, micros), held, left_ms, fence = await wires.ask_all(
+        [
+            packed("TIME"),
+            packed("GET", keys.lease),
+            packed("PTTL", keys.lease),
+            packed("GET", keys.fence),
+        ]
+    )
     name = "Valkey" if "valkey_version" in info else "Redis"
     return StoreReport(
         version=f"{name} {info.get('valkey_version', info.get('redis_version', 'unknown'))}",
         problems=refusals(info),
         risks=risks(info),
         memory=memory(info),
-        fence=int(await client.get(keys.fence) or 0),
+        fence=int(fence or 0),
         holder=None if held is None else held.decode().partition(" ")[2],
         lease_left_secs=max(left_ms, 0) / 1000,
-        skew_secs=seconds + micros / 1e6 - time.time(),
+        skew_secs=int(seconds) + int(micros) / 1e6 - time.time(),
     )
 
 

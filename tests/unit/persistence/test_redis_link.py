@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 from redis import exceptions as errors
 
-from pilotage.persistence.port import StoreError, StoreUnavailableError, UnsuitableStoreError
+from pilotage.persistence.port import (
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    UnsuitableStoreError,
+)
 from pilotage.persistence.redis_link import RedisLink, explanation, unsuitable
 
 GOOD: dict[str, Any] = {
@@ -63,7 +68,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         (TimeoutError(), StoreUnavailableError, "did not answer within 3 s"),
         (errors.MaxConnectionsError("x"), StoreUnavailableError, "connections"),
         (errors.ResponseError("LOADING x"), StoreUnavailableError, "loading its data"),
-        (errors.ResponseError("OOM command not allowed"), StoreUnavailableError, "out of memory"),
+        (errors.ResponseError("OOM command not allowed"), StoreFullError, "out of memory"),
         (errors.ResponseError("READONLY x"), StoreUnavailableError, "become a replica"),
         (errors.ResponseError("MASTERDOWN x"), StoreUnavailableError, "master is away"),
         (errors.ResponseError("CLUSTERDOWN x"), StoreUnavailableError, "cluster is down"),
@@ -73,7 +78,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
                 "Error running script (call to f_1): @user_script:9: @user_script: 9: "
                 "-OOM command not allowed when used memory > 'maxmemory'."
             ),
-            StoreUnavailableError,
+            StoreFullError,
             "out of memory",
         ),
         (
