@@ -172,11 +172,12 @@ class Outside:
 
     def _start_attempt(self, effect: StartAttempt) -> None:
         state, i = self._state, effect.step
-        spec = state.graph.steps[i]
-        name = job_run_id(state.id, i, effect.attempt)
+        head, spec = state.head, state.graph.steps[i]
+        run_id = head.id
+        name = job_run_id(run_id, i, effect.attempt)
         attempt = Attempt(
-            project_id=state.head.project_id,
-            run_id=state.id,
+            project_id=head.project_id,
+            run_id=run_id,
             step=i,
             step_ref=spec.step_ref,
             attempt=effect.attempt,
@@ -185,12 +186,12 @@ class Outside:
             input=effect.input,
             timeout_secs=effect.timeout_secs,
             output_transform=spec.output_transform,
-            traceparent=traceparent(state.id, state.head.trace, name),
+            traceparent=traceparent(run_id, head.trace, name),
         )
-        self._services.executors.start(attempt, self._reporter(i, effect.attempt))
+        self._services.executors.start(attempt, self._reporter(run_id, i, effect.attempt))
 
-    def _reporter(self, step: int, attempt: int) -> Reporter:
-        directory, run_id = self._services.directory, self._run_id
+    def _reporter(self, run_id: str, step: int, attempt: int) -> Reporter:
+        directory = self._services.directory
 
         def report(what: Report) -> None:
             directory.notify(run_id, _as_message(step, attempt, what))
