@@ -147,12 +147,12 @@ class SlowStore(MemoryStore):
         self.looked = asyncio.Event()
         self.tell = asyncio.Event()
 
-    async def buffer_event(self, *event: Any) -> bool:
+    async def buffer_event(self, *event: Any, **named: Any) -> bool:
         await self.keep.wait()
-        return await super().buffer_event(*event)
+        return await super().buffer_event(*event, **named)
 
-    async def take_event(self, *taker: Any) -> bytes | None:
-        found = await super().take_event(*taker)
+    async def take_event(self, *taker: Any, **named: Any) -> bytes | None:
+        found = await super().take_event(*taker, **named)
         self.looked.set()
         await self.tell.wait()
         return found
