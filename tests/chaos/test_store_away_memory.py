@@ -15,9 +15,9 @@ from tests.chaos.world import WAIT_SECS, World, a_world
 from tests.support.waiting import wait_until
 
 AT_ONCE = 40
-WAVE = 600
+WAVE = 300
 MOST_GROWTH_KB = 8_000
-"""Far less than what another wave of requests would need if they were kept: 1,200 x 20 kB."""
+"""Far less than what two waves of triggers would need if they were kept: 600 x 20 kB."""
 PAYLOAD = {"text": "x" * 20_000}
 
 

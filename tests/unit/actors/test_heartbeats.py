@@ -43,7 +43,10 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(heartbeats_module, "in_progress", lambda *_: True)
+    def always(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(heartbeats_module, "in_progress", always)
     made = World()
     yield made
     made.timers.close()
