@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pilotage.actors.supervisor import Supervisor
 from pilotage.runtime.commands import TimerFired
 from tests.support.waiting import wait_until
@@ -19,12 +21,18 @@ async def fold(supervisor: Supervisor, *runs: str) -> None:
     await wait_until(folded, "they are folded")
 
 
-async def passivate(supervisor: Supervisor, *runs: str) -> None:
-    """They leave memory: all that was folded is taken for old enough."""
+async def passivate(supervisor: Supervisor, *runs: str, staying: Iterable[str] = ()) -> None:
+    """They leave memory: all that was folded is taken for old enough. Runs that are idle go with
+    them, but for those that are `staying`: they keep their actors.
+    """
     idle = supervisor.idle
     before, idle.passivate_after_secs = idle.passivate_after_secs, AT_ONCE
 
     async def left() -> bool:
+        for run in staying:
+            actor = supervisor._entries[run].actor
+            assert actor is not None
+            actor.moved = True
         await supervisor.put_aside()
         return all(run in idle.away for run in runs)
 
