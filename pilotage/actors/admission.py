@@ -26,8 +26,20 @@ JobKey = tuple[str, str]
 """(project id, job reference)."""
 
 
+class Passed:
+    """A slot of a workflow that was passed on to a run, which had waited since `since_ms`. It is
+    told from every other one, of the same run and the same time too.
+    """
+
+    __slots__ = ("since_ms",)
+
+    def __init__(self, since_ms: int) -> None:
+        self.since_ms = since_ms
+
+
 class _RunPool:
-    """Slots of one workflow. `holders`: run id -> since when it had waited, None if it had not.
+    """Slots of one workflow. `holders`: run id -> what was passed on to it, None if it had not
+    waited.
 
     `limit` None: not known yet, as if there were none.
     """
@@ -36,7 +48,7 @@ class _RunPool:
 
     def __init__(self) -> None:
         self.limit: int | None = None
-        self.holders: dict[str, int | None] = {}
+        self.holders: dict[str, Passed | None] = {}
         self.queue: list[tuple[int, str]] = []
         self.since: dict[str, int] = {}
         self.held: set[str] = set()
@@ -84,7 +96,7 @@ class QueuePlace(msgspec.Struct, frozen=True):
 
 
 class Admission:
-    """`admit(workflow_id, run_id)` and `grant(job, run_id, step, since_ms)` tell the run;
+    """`admit(workflow_id, run_id, passed)` and `grant(job, run_id, step, since_ms)` tell the run;
     `limit_of(job)` looks a job's limit up and calls `know_job_limit`; `occupied(job)` says how many
     of its slots are taken by what no run owns any more (threads that did not stop), and
     `job_vacated` tells that it has become less.
@@ -93,7 +105,7 @@ class Admission:
     def __init__(
         self,
         *,
-        admit: Callable[[str, str], None],
+        admit: Callable[[str, str, Passed], None],
         grant: Callable[[JobKey, str, int, int], None],
         limit_of: Callable[[JobKey], None],
         occupied: Callable[[JobKey], int] = lambda _: 0,
@@ -160,7 +172,8 @@ class Admission:
         """Wait for a slot; `held` keeps the place without being admitted."""
         pool = self._run_pool(workflow_id)
         if run_id in pool.holders:
-            if pool.holders[run_id] == since_ms and not held:
+            passed = pool.holders[run_id]
+            if passed is not None and passed.since_ms == since_ms and not held:
                 return  # passed on to it already; it is about to learn of it
             del pool.holders[run_id]
         pool.leave_queue(run_id)
@@ -170,11 +183,15 @@ class Admission:
             pool.held.add(run_id)
         self._pump_runs(workflow_id)
 
-    def decline_run(self, workflow_id: str, run_id: str) -> None:
-        """The run was passed a slot and has no use for it; its place in the queue stays."""
+    def is_passed_on(self, workflow_id: str, run_id: str, passed: Passed) -> bool:
+        """Whether that slot is still held by the run."""
         pool = self._runs.get(workflow_id)
-        if pool is not None and pool.holders.get(run_id) is not None:
-            del pool.holders[run_id]
+        return pool is not None and pool.holders.get(run_id) is passed
+
+    def decline_run(self, workflow_id: str, run_id: str, passed: Passed) -> None:
+        """The run has no use for that slot; one that was passed on to it since is another."""
+        if self.is_passed_on(workflow_id, run_id, passed):
+            del self._runs[workflow_id].holders[run_id]
             self._pump_runs(workflow_id)
 
     def release_run(self, workflow_id: str, run_id: str) -> None:
@@ -211,8 +228,8 @@ class Admission:
         while self._open and pool.room and len(pool.since) > len(pool.held):
             since, following = next(entry for entry in pool.queue if entry[1] not in pool.held)
             pool.leave_queue(following)
-            pool.holders[following] = since
-            self._admit(workflow_id, following)
+            passed = pool.holders[following] = Passed(since)
+            self._admit(workflow_id, following, passed)
 
     # --- slots of jobs -------------------------------------------------------------------------
 

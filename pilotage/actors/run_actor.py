@@ -37,6 +37,7 @@ from pilotage.actors.run_write import Batch, run_write, touched
 from pilotage.actors.services import Services
 from pilotage.persistence.port import FencedError, RunWrite, StoreError, Verdict
 from pilotage.runtime.commands import (
+    AdmitRun,
     Command,
     CreateRun,
     ForceCompleteStep,
@@ -132,6 +133,8 @@ class RunActor(LoopActor):
         reply: DeferredReply | None = None,
     ) -> Answer | None:
         """`reply`: who is answered, if that is not the sender of the present message."""
+        if isinstance(command, AdmitRun) and not self._is_admitted:
+            return self._answer(Done(changed=False), reply)
         before = self._working
         command, took_slot = self._with_slot(command)
         result = step(before, command, self._now())
@@ -239,6 +242,14 @@ class RunActor(LoopActor):
     @property
     def status(self) -> RunStatus:
         return self._working.status
+
+    @property
+    def _is_admitted(self) -> bool:
+        """Whether the slot it is told of is still its own: one that was passed on to it before it
+        ended went back with its end, and if it was reopened it has its turn to come.
+        """
+        head = self._working.head
+        return head.slotless or self._services.admission.holds_run_slot(head.workflow_id, head.id)
 
     def _with_slot(self, command: Command, *, dry: bool = False) -> tuple[Command, bool]:
         """A command that starts or may reopen the run is told whether a slot is free; and whether

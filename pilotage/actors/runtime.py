@@ -15,7 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from pilotage.actors.admission import Admission, JobKey
+from pilotage.actors.admission import Admission, JobKey, Passed
 from pilotage.actors.attempt_jobs import AttemptJobs
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
@@ -398,16 +398,16 @@ class Runtime:
         except (NotFoundError, QuarantinedError):
             return None
 
-    def _admit(self, workflow_id: str, run_id: str) -> None:
-        self._background(self._admitted(workflow_id, run_id))
+    def _admit(self, workflow_id: str, run_id: str, passed: Passed) -> None:
+        self._background(self._admitted(workflow_id, run_id, passed))
 
-    async def _admitted(self, workflow_id: str, run_id: str) -> None:
+    async def _admitted(self, workflow_id: str, run_id: str, passed: Passed) -> None:
         def still() -> bool:
-            return self.admission.holds_run_slot(workflow_id, run_id)
+            return self.admission.is_passed_on(workflow_id, run_id, passed)
 
         answer = await self._insist(run_id, AdmitRun(), still)
         if answer is None or answer.state.status is RunStatus.PENDING:
-            self.admission.decline_run(workflow_id, run_id)
+            self.admission.decline_run(workflow_id, run_id, passed)
 
     def _grant(self, job: JobKey, run_id: str, step: int, since_ms: int) -> None:
         self._background(self._granted(job, run_id, step, since_ms))

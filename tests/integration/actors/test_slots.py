@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from pilotage.actors.errors import ConflictError, NotFoundError
 from pilotage.actors.principal import ADMIN
-from pilotage.persistence.port import Verdict
+from pilotage.persistence.port import RunWrite, Verdict
 from tests.integration.actors.rig import Rig, gate, noop
 from tests.support.waiting import wait_until
 
@@ -149,6 +149,45 @@ async def test_a_reopened_run_queues_when_the_slots_are_taken_also_after_a_resta
     world.let("0.a")
     await world.until(runs[1], "completed")
     assert await world.status(runs[0]) == "completed"
+
+
+async def test_a_slot_that_was_passed_on_to_a_run_before_it_ended_does_not_start_it_again(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of the slot while its end is being written; then it is reopened and told. The
+    slot has gone back with its end and is another run's by then.
+    """
+    flow = await world.workflow("w", [gate("a")], max_concurrent_runs=1)
+    first, second, third = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    await world.began_all("0.a")
+    mail = world.runtime.supervisor._entries[second].ref
+    assert mail is not None
+    commit, writing, written = world.store.commit, asyncio.Event(), asyncio.Event()
+
+    async def late(batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        writing.set()
+        await written.wait()
+        return await commit(batch, fence)
+
+    monkeypatch.setattr(world.store, "commit", late)
+    canceling = asyncio.create_task(world.gateway.cancel(second, ADMIN, None))
+    await writing.wait()
+    replaying = asyncio.create_task(world.gateway.replay_subtree(second, "a", ADMIN))
+    await wait_until(lambda: mail.cell.depth() == 1, "the replay is in the mailbox")
+    await world.patch(flow, max_concurrent_runs=2)
+    await wait_until(lambda: mail.cell.depth() == 2, "so is the slot")
+    written.set()
+    await asyncio.gather(canceling, replaying)
+    await world.began_all("2.a")
+    assert [await world.status(run) for run in (first, second, third)] == [
+        "running",
+        "pending",
+        "running",
+    ]
+    world.let("0.a", "1.a", "2.a")
+    for run in (first, second, third):
+        await world.until(run, "completed")
+    assert world.most["gate"] == 2
 
 
 async def test_a_paused_run_keeps_its_slot_and_pausing_a_queued_one_is_refused(world: Rig) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pilotage.actors.admission import Admission, JobKey
+from pilotage.actors.admission import Admission, JobKey, Passed
 
 FLOW, JOB = "w", ("p", "j")
 RUNS = [f"r{i}" for i in range(8)]
 runs = st.sampled_from(RUNS)
 
 
-def nobody(workflow_id: str, run_id: str) -> None:
+def nobody(workflow_id: str, run_id: str, passed: Passed) -> None:
     """Told of a slot: of no interest."""
 
 
@@ -25,9 +25,10 @@ class RunSlots(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str] = []
+        self.told: list[tuple[str, Passed]] = []
+        self.declining: list[tuple[str, Passed]] = []  # what was answered and is not known yet
         self.admission = Admission(
-            admit=lambda _, run: self.told.append(run),
+            admit=lambda _, run, passed: self.told.append((run, passed)),
             grant=lambda _j, _r, _s, _t: None,
             limit_of=nothing,
         )
@@ -87,15 +88,29 @@ class RunSlots(RuleBasedStateMachine):
     @rule()
     def learn(self) -> None:
         """As the runtime does: a slot that is not held for the run any more is not offered."""
-        run = self.told.pop(0)
-        if not self.admission.holds_run_slot(FLOW, run) or run in self.holding:
+        run, passed = self.told.pop(0)
+        if not self.admission.is_passed_on(FLOW, run, passed) or run in self.holding:
             return
         _, held = self.queued[run]
         if held:
-            self.admission.decline_run(FLOW, run)
+            self.admission.decline_run(FLOW, run, passed)
         else:
             del self.queued[run]
             self.holding.add(run)
+
+    @precondition(lambda self: self.told)
+    @rule()
+    def learn_too_late(self) -> None:
+        """The slot went back, the run waits again: it declines a slot that is no more its own."""
+        run, passed = self.told[0]
+        if run in self.queued and not self.admission.is_passed_on(FLOW, run, passed):
+            del self.told[0]
+            self.declining.append((run, passed))
+
+    @precondition(lambda self: self.declining)
+    @rule()
+    def decline(self) -> None:
+        self.admission.decline_run(FLOW, *self.declining.pop(0))
 
     @invariant()
     def what_runs_holds_a_slot(self) -> None:
