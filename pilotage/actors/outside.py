@@ -173,7 +173,9 @@ class Outside:
     def _start_attempt(self, effect: StartAttempt) -> None:
         state, i = self._state, effect.step
         head, spec = state.head, state.graph.steps[i]
-        run_id = head.id
+        run_id, step = head.id, state.step(i)
+        if step.status is not StepStatus.RUNNING or step.attempt != effect.attempt:
+            return  # taken back by a later transition of the same write
         name = job_run_id(run_id, i, effect.attempt)
         attempt = Attempt(
             project_id=head.project_id,
