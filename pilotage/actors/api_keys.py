@@ -251,6 +251,13 @@ def _expiry(now: int, days: float | None) -> int | None:
     return None if days is None else now + int(days * _DAY_MS)
 
 
+def scope_problem(scope: str) -> str | None:
+    """Why it is no scope."""
+    if scope in SCOPES:
+        return None
+    return f'unknown scope "{scope[:64]}"; known are ' + ", ".join(SCOPES)
+
+
 def check_key(name: str, scopes: Sequence[str], expires_in_days: float | None) -> None:
     """Refuse what no key can be: `InvalidError` with every problem."""
     problems: list[str] = []
@@ -260,11 +267,8 @@ def check_key(name: str, scopes: Sequence[str], expires_in_days: float | None) -
         problems.append(f'name: "{name}" is reserved; choose another')
     if not scopes:
         problems.append("scopes: must name at least one of " + ", ".join(SCOPES))
-    problems += [
-        f'scopes[{i}]: unknown scope "{scope}"; known are ' + ", ".join(SCOPES)
-        for i, scope in enumerate(scopes)
-        if scope not in SCOPES
-    ]
+    found = [(i, scope_problem(scope)) for i, scope in enumerate(scopes)]
+    problems += [f"scopes[{i}]: {problem}" for i, problem in found if problem is not None]
     if expires_in_days is not None and not 0 < expires_in_days <= MAX_DAYS:
         problems.append(f"expires_in_days: must be more than 0 and at most {MAX_DAYS}")
     if problems:

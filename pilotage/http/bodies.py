@@ -1,22 +1,21 @@
 """Request bodies: read with a bound, decoded strictly, and taken apart with all problems at once.
 
 What is refused: another content type (415), more bytes than allowed (413), bytes that are not
-UTF-8, text that is not JSON, an object with the same key twice (400), and values that could not be
-stored as they came: lone surrogates, numbers beyond 64 bits, deep nesting (422).
-Nothing here raises anything else, whatever is sent.
+UTF-8, text that is not JSON, lone surrogates, an object with the same key twice (400). Values that
+could not be stored as they came, numbers beyond 64 bits and deep nesting, are problems of the
+request beside all others (422). Nothing here raises anything else, whatever is sent.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from pilotage.actors.errors import InvalidError
-from pilotage.http.call import AnyRequest, call_of
+from pilotage.http.call import AnyRequest, call_of, problems_of
 from pilotage.http.problems import HttpError
 from pilotage.runtime.jsonvalues import (
     MAX_DEPTH,
@@ -34,6 +33,7 @@ MAX_TEXT = 2_000
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SUSPICIOUS = re.compile(rb"\\u[dD][89a-fA-F]|[0-9]{17}|[eE]\+?[0-9]{2}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _JSON_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json\s*(?:;|\Z)", re.IGNORECASE)
 _CHARSET = re.compile(rb";\s*charset\s*=\s*\"?([^\s;\"]+)", re.IGNORECASE)
 
@@ -63,12 +63,25 @@ def _too_large(limit: int) -> HttpError:
 
 
 async def read_json(request: AnyRequest, limit: int = LIMIT) -> Any:
-    """The decoded body; None when it is empty (or `null`)."""
+    """The decoded body; None when it is empty, blank or `null`.
+
+    What in it cannot be kept is noted: nothing may be done with it before `refuse_wrong`.
+    """
     body = await read_body(request, limit)
-    if not body:
+    if not body.strip(b" \t\r\n"):
         return None
-    _check_content_type(call_of(request.scope).headers)
-    return decode_json(body)
+    call = call_of(request.scope)
+    _check_content_type(call.headers)
+    value, unkept = decode_json(body)
+    call.unkept += unkept
+    return value
+
+
+async def read_action(request: AnyRequest) -> Any:
+    """The body of an action that looks at none of its fields: an object, if there is one."""
+    body = await read_json(request)
+    Fields(body, problems_of(request))
+    return body
 
 
 def _check_content_type(headers: Any) -> None:
@@ -84,28 +97,39 @@ def _check_content_type(headers: Any) -> None:
         raise HttpError(415, "the body must be JSON in UTF-8; send Content-Type: application/json")
 
 
-def decode_json(body: bytes) -> Any:
-    """The value of a JSON text, strictly."""
+def decode_json(body: bytes) -> tuple[Any, list[str]]:
+    """The value of a JSON text, strictly; and what in it cannot be kept, each with its path."""
     try:
         value: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as exc:
-        raise HttpError(400, f"the body is not valid JSON: {_reason(exc)}") from exc
+        raise HttpError(400, f"the body is not valid JSON: {_reason(exc, body)}") from exc
     except RecursionError as exc:
         raise HttpError(400, "the body is not valid JSON: it is nested too deep") from exc
     if _is_container(value):
         _check_duplicates(body, value)
     deep = body.count(b"[") + body.count(b"{") > MAX_DEPTH
     if deep or _SUSPICIOUS.search(body) is not None:
-        problems = list(json_problems(value, "", allow_nul=True))
-        if problems:
-            raise InvalidError("the body has values that cannot be kept", _named(problems))
-    return value
+        return value, _named(list(json_problems(value, "", allow_nul=True)))
+    return value, []
 
 
-def _reason(exc: Exception) -> str:
+def _reason(exc: Exception, body: bytes) -> str:
     if isinstance(exc, UnicodeDecodeError):
         return "it is not UTF-8"
+    if _has_lone_surrogate(body):
+        return "a text has a lone surrogate (\\ud800 to \\udfff); send both halves or neither"
     return str(exc).removeprefix("JSON is malformed: ")
+
+
+def _has_lone_surrogate(body: bytes) -> bool:
+    """Whether a half of a surrogate pair is what was wrong: a laxer decoder takes it."""
+    if _SURROGATE.search(body) is None:
+        return False
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _named(problems: list[str]) -> list[str]:
@@ -157,8 +181,19 @@ def _members(value: Any) -> int:
 
 
 def encode_json(value: Any) -> bytes | None:
-    """A decoded value as JSON text; None for null, which is the same as none."""
-    return None if value is None else msgspec.json.encode(value)
+    """A decoded value as JSON text; None for null, which is the same as none.
+
+    None too for what cannot be kept, which is a problem of the request already.
+    """
+    try:
+        return None if value is None else msgspec.json.encode(value)
+    except (OverflowError, RecursionError):
+        return None
+
+
+def _plain(number: float) -> str:
+    """A bound as people write it: no exponent, no more than six digits of a fraction."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 class Fields:
@@ -208,8 +243,8 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.problems.append(f"{name}: must be a number, not {type_name(value)}")
             return None
-        if not math.isfinite(value) or not low <= value <= high:
-            self.problems.append(f"{name}: must be from {low:g} to {high:g}")
+        if not low <= value <= high:
+            self.problems.append(f"{name}: must be from {_plain(low)} to {_plain(high)}")
             return None
         return value
 
@@ -220,8 +255,10 @@ class Fields:
             return False
         return bool(value)
 
-    def texts(self, name: str, low: int, high: int) -> list[str]:
-        """A list of `low` to `high` strings."""
+    def texts(
+        self, name: str, low: int, high: int, problem: Callable[[str], str | None]
+    ) -> list[str]:
+        """A list of `low` to `high` strings, each without a `problem`; else empty."""
         value = self.take(name)
         if not is_array(value):
             found = "required" if value is None else f"must be an array, not {type_name(value)}"
@@ -230,11 +267,18 @@ class Fields:
         if not low <= len(value) <= high:
             self.problems.append(f"{name}: must have {low} to {high} items, not {len(value)}")
             return []
-        wrong = [i for i, item in enumerate(value) if not isinstance(item, str)]
-        self.problems += [
-            f"{name}[{i}]: must be a string, not {type_name(value[i])}" for i in wrong
-        ]
-        return [] if wrong else [str(item) for item in value]
+        right = True
+        texts: list[str] = []
+        for i, item in enumerate(value):
+            if isinstance(item, str):
+                wrong = problem(item)
+                texts.append(item)
+            else:
+                wrong = f"must be a string, not {type_name(item)}"
+            if wrong is not None:
+                self.problems.append(f"{name}[{i}]: {wrong}")
+                right = False
+        return texts if right else []
 
     def close(self) -> None:
         """Refuse fields that nobody asked for."""

@@ -72,14 +72,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
+def _run_id_problem(run_id: str) -> str | None:
+    return None if run_id else "must not be empty"
+
+
 async def asked(request: AnyRequest) -> Asked:
     body = await read_json(request)
     dry_run = Query(request).flag("dry_run")
     fields = Fields(body, problems_of(request))
-    found = fields.texts("workflow_run_ids", 1, MAX_RUNS)
-    fields.problems += [
-        f"workflow_run_ids[{i}]: must not be empty" for i, run_id in enumerate(found) if not run_id
-    ]
+    found = fields.texts("workflow_run_ids", 1, MAX_RUNS, _run_id_problem)
     await refuse_wrong(request)
     return Asked(body=body, run_ids=list(dict.fromkeys(found)), dry_run=dry_run)
 

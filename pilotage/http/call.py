@@ -10,10 +10,11 @@ from litestar import Request
 
 from pilotage.actors.errors import ForbiddenError, InvalidError
 from pilotage.actors.principal import Principal
+from pilotage.runtime.errors import DefinitionError
 from pilotage.runtime.validation_identity import PROJECT_PATTERN
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from pilotage.http.api import Api
 
@@ -32,16 +33,18 @@ class Call:
     """What the door found out about a request before it reached a handler.
 
     `problems`: what is wrong with its headers, query and body, gathered from wherever they are
-    read; `refuse_wrong` tells them all at once.
+    read; `refuse_wrong` tells them all at once. `unkept`: values of its body that cannot be stored;
+    told unless another problem has the same path.
     """
 
-    __slots__ = ("headers", "principal", "problems", "request_id", "status")
+    __slots__ = ("headers", "principal", "problems", "request_id", "status", "unkept")
 
     def __init__(self, request_id: str, headers: Mapping[bytes, bytes]) -> None:
         self.request_id = request_id
         self.headers = headers
         self.principal: Principal | None = None
         self.problems: list[str] = []
+        self.unkept: list[str] = []
         self.status = 0
 
     def header(self, name: bytes) -> str | None:
@@ -76,18 +79,35 @@ def problems_of(request: AnyRequest) -> list[str]:
 
 
 async def refuse_wrong(
-    request: AnyRequest, exists: Callable[[], Awaitable[object]] | None = None
+    request: AnyRequest,
+    exists: Callable[[], Awaitable[object]] | None = None,
+    parse: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
     """422 with all problems of the request, if it has any.
 
     `exists` looks for what the request is about and raises 404, or 403 for who may not decide
-    about it: that comes first in the order of checks. What is right pays nothing for it.
+    about it: that comes first in the order of checks. `parse` reads the definition in the body and
+    raises `DefinitionError`: what it finds is told too. What is right pays nothing for either.
     """
-    problems = problems_of(request)
-    if problems:
-        if exists is not None:
-            await exists()
-        raise InvalidError("the request is not valid", problems)
+    call = call_of(request.scope)
+    if not call.problems and not call.unkept:
+        return
+    if exists is not None:
+        await exists()
+    problems = list(dict.fromkeys(call.problems))
+    if parse is not None:
+        try:
+            await parse()
+        except DefinitionError as wrong:
+            _add_other(problems, wrong.problems)
+    _add_other(problems, call.unkept)
+    raise InvalidError("the request is not valid", problems)
+
+
+def _add_other(problems: list[str], more: Sequence[str]) -> None:
+    """Add what is wrong at other paths."""
+    told = {problem.partition(": ")[0] for problem in problems}
+    problems += [problem for problem in more if problem.partition(": ")[0] not in told]
 
 
 def note_headers(call: Call, method: str) -> None:
@@ -144,14 +164,20 @@ def named_project(request: AnyRequest, given: str | None) -> str | None:
 
 
 def required_project(request: AnyRequest, given: str | None) -> str:
-    """As `named_project`; an admin key must name one, else 422 with all problems so far."""
+    """As `named_project`; an admin key must name one. Empty if none can be told, which is a problem
+    of the request.
+    """
     project = named_project(request, given)
     if project is None:
-        problems = problems_of(request)
-        if not any("must match" in problem for problem in problems):
-            problems.append(NO_PROJECT)
-        raise InvalidError("the request is not valid", problems)
-    return project
+        note_no_project(request, NO_PROJECT)
+    return project or ""
+
+
+def note_no_project(request: AnyRequest, problem: str) -> None:
+    """No project is named, unless what is named is wrong, which has been told."""
+    problems = problems_of(request)
+    if not any(p.startswith(("project_id:", "X-Project-Id:")) for p in problems):
+        problems.append(problem)
 
 
 def is_project_id(text: str) -> bool:

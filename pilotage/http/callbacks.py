@@ -12,7 +12,7 @@ from litestar.response.base import ASGIResponse
 from pilotage.actors.errors import UnauthenticatedError
 from pilotage.http.answers import empty
 from pilotage.http.auth import PUBLIC, bearer_token, count_failure, refuse_without_store
-from pilotage.http.bodies import Fields, encode_json, read_json
+from pilotage.http.bodies import Fields, encode_json, read_action, read_json
 from pilotage.http.call import AnyRequest, api_of, call_of, problems_of, refuse_wrong
 
 JobRunId = Annotated[str, PathParameter(name="jobRunID")]
@@ -71,7 +71,8 @@ class CallbacksController(Controller):
     @post("/heartbeat", operation_id="heartbeat-job-run", opt=BY_TOKEN)
     async def heartbeat(self, request: AnyRequest, job_run_id: JobRunId) -> ASGIResponse:
         token = _token(request, job_run_id)
-        await read_json(request)
+        await read_action(request)
+        await refuse_wrong(request)
         gateway = api_of(request).gateway
         return await _report(gateway.callback_heartbeat(job_run_id, token))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, delete, get, patch, post
@@ -41,6 +41,15 @@ async def find_job(request: AnyRequest, id_or_slug: str) -> Job:
     return await api_of(request).catalog.job(project_id, id_or_slug, of_any=of_any)
 
 
+async def _parse(body: Any, current: Job | None = None) -> None:
+    """Only for its problems."""
+    raw = require_object(body)
+    if current is None:
+        parse_job(raw)
+    else:
+        parse_job_patch(raw, current)
+
+
 class JobsController(Controller):
     path = "/jobs"
 
@@ -48,9 +57,9 @@ class JobsController(Controller):
     async def create(self, request: AnyRequest) -> ASGIResponse:
         body = await read_json(request)
         catalog = api_of(request).catalog
-        project_id = body_project(request, body, partial(parse_job, require_object(body)))
+        project_id = body_project(request, body)
         Query(request).no_dry_run()
-        await refuse_wrong(request)
+        await refuse_wrong(request, parse=partial(_parse, body))
 
         def encoded_view(job: Job) -> bytes:
             return msgspec.json.encode(job_view(job))
@@ -99,7 +108,7 @@ class JobsController(Controller):
         body = await read_json(request)
         job = await find_job(request, job_id)
         Query(request).no_dry_run()
-        await refuse_wrong(request)
+        await refuse_wrong(request, parse=partial(_parse, body, job))
         parsed = parse_job_patch(require_object(body), job)
         return ok(job_view(await api_of(request).catalog.update_job(job, parsed)))
 

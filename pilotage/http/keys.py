@@ -10,7 +10,7 @@ from litestar import Controller, delete, get, post
 from litestar.params import PathParameter
 from litestar.response.base import ASGIResponse
 
-from pilotage.actors.api_keys import MAX_DAYS, MAX_NAME, check_key
+from pilotage.actors.api_keys import MAX_DAYS, MAX_NAME, check_key, scope_problem
 from pilotage.actors.errors import ConflictError, InvalidError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.principal import ANY, SCOPES
@@ -22,6 +22,7 @@ from pilotage.http.call import (
     api_of,
     is_project_id,
     named_project,
+    note_no_project,
     problems_of,
     refuse_wrong,
 )
@@ -49,17 +50,20 @@ class KeysController(Controller):
         project = fields.text("project_id", max_chars=128)
         if project is None:
             project = named_project(request, None)
-        scopes = fields.texts("scopes", 1, len(SCOPES))
+        scopes = fields.texts("scopes", 1, len(SCOPES), scope_problem)
         days = fields.number("expires_in_days", MIN_DAYS, MAX_DAYS)
         fields.close()
         if project is None:
-            fields.problems.append('project_id: required with an admin key ("*" for an admin key)')
+            note_no_project(
+                request, 'project_id: required with an admin key ("*" for an admin key)'
+            )
         elif project != ANY and not is_project_id(project):
             fields.problems.append('project_id: must match [A-Za-z0-9_.-]{1,128}, or be "*"')
         try:
             check_key(name or "unknown", scopes or (ANY,), days)
         except InvalidError as exc:
             fields.problems += exc.details
+        Query(request).no_dry_run()
         await refuse_wrong(request)
         assert project is not None  # or it would be a problem
 

@@ -70,6 +70,7 @@ class Listing:
     ) -> None:
         self._request = request
         self._query = query
+        self._of = project_id
         self._typed = asks_for_page(request)
         self.as_page = always_page or query.one("cursor") is not None or self._typed
         filters = sorted(p for p in query.pairs if p[0] not in _NO_FILTER)
@@ -77,9 +78,12 @@ class Listing:
 
     @property
     def after(self) -> Position | None:
-        """The last row of the page before; None for the first page."""
+        """The last row of the page before; None for the first page.
+
+        A cursor is of one project: it is not looked at while none is named.
+        """
         cursor = self._query.one("cursor")
-        return self._open(cursor) if cursor else None
+        return self._open(cursor) if cursor and self._of else None
 
     def answer(
         self, rows: Sequence[Any], next_after: Position | None, **headers: str

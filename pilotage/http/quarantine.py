@@ -13,7 +13,7 @@ from litestar.response.base import ASGIResponse
 from pilotage.actors.errors import ConflictError, NotFoundError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.principal import Principal
-from pilotage.http.bodies import read_json
+from pilotage.http.bodies import read_action
 from pilotage.http.call import AnyRequest, acting, api_of, principal_of, refuse_wrong
 from pilotage.http.pages import Listing
 from pilotage.http.queries import Query
@@ -73,7 +73,7 @@ class QuarantineController(Controller):
 async def _do(
     request: AnyRequest, run_id: str, do: Callable[[str, Principal], Awaitable[None]]
 ) -> ASGIResponse:
-    body = await read_json(request)
+    body = await read_action(request)
     Query(request).no_dry_run()
     await refuse_wrong(request, partial(_look_for, request, run_id))
 

@@ -14,7 +14,7 @@ from litestar.response.base import ASGIResponse
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.principal import Principal
 from pilotage.http.answers import ok
-from pilotage.http.bodies import read_json
+from pilotage.http.bodies import read_action
 from pilotage.http.call import (
     AnyRequest,
     acting,
@@ -109,7 +109,7 @@ class RunCommand(Protocol):
 
 
 async def run_command(request: AnyRequest, run_id: str, do: RunCommand) -> ASGIResponse:
-    body = await read_json(request)
+    body = await read_action(request)
     principal = acting(request)
     Query(request).no_dry_run()
     await refuse_wrong(request, partial(api_of(request).gateway.get_run_view, run_id, principal))
@@ -189,7 +189,7 @@ class RunsController(Controller):
 
     @post("/{workflowRunID:str}/retry", operation_id="retry-workflow-run", opt=TRIGGER)
     async def retry(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
-        body = await read_json(request)
+        body = await read_action(request)
         gateway, principal = api_of(request).gateway, acting(request)
         dry_run = Query(request).flag("dry_run")
         await refuse_wrong(request, partial(gateway.get_run_view, run_id, principal))

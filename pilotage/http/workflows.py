@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ from litestar.response.base import ASGIResponse
 
 from pilotage.actors.catalog_lookup import all_known
 from pilotage.actors.catalog_model import Workflow
-from pilotage.actors.errors import InvalidError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.http.answers import empty, ok
 from pilotage.http.bodies import DEFINITION_LIMIT, read_json
@@ -24,6 +23,7 @@ from pilotage.http.call import (
     call_of,
     named_project,
     principal_of,
+    problems_of,
     refuse_wrong,
     required_project,
 )
@@ -40,10 +40,9 @@ from pilotage.http.runs import (
     note_format,
     shown_run,
 )
-from pilotage.runtime.errors import DefinitionError
 from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.insight import start_waves, workflow_graph
-from pilotage.runtime.jsonvalues import is_object
+from pilotage.runtime.jsonvalues import is_object, type_name
 from pilotage.runtime.tracing import parse_trace
 from pilotage.runtime.validation import ParsedTrigger, parse_trigger, parse_workflow
 
@@ -63,21 +62,17 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     disabled: list[str]
 
 
-def body_project(request: AnyRequest, body: Any, parse: Callable[[], object]) -> str:
+def body_project(request: AnyRequest, body: Any) -> str:
     """The project of something that is made: named in the body, the header, or the key's own.
 
-    If none can be told, `parse` says what else is wrong with the definition.
+    Empty if none can be told, which is a problem of the request.
     """
     given = body.get("project_id") if is_object(body) else None
-    try:
-        return required_project(request, given if isinstance(given, str) else None)
-    except InvalidError as exc:
-        problems = list(exc.details)
-        try:
-            parse()
-        except DefinitionError as wrong:
-            problems += [p for p in wrong.problems if not p.startswith("project_id")]
-        raise InvalidError(exc.message, problems) from None
+    if given is not None and not isinstance(given, str):
+        problem = f"project_id: must be a string, not {type_name(given)}"
+        problems_of(request).append(problem)
+        return ""
+    return required_project(request, given)
 
 
 def require_object(body: Any) -> Mapping[str, Any]:
@@ -103,10 +98,17 @@ class WorkflowsController(Controller):
         body = await read_json(request, DEFINITION_LIMIT)
         catalog, by = api_of(request).catalog, acting(request)
         raw = require_object(body)
-        parse = partial(parse_workflow, raw, resolve=all_known(raw))
-        project_id = body_project(request, body, parse)
+        project_id = body_project(request, body)
         Query(request).no_dry_run()
-        await refuse_wrong(request)
+
+        async def parse() -> None:
+            """Only for its problems."""
+            if project_id:
+                await catalog.parse_workflow(project_id, raw)
+            else:
+                parse_workflow(raw, resolve=all_known(raw))
+
+        await refuse_wrong(request, parse=parse)
 
         def encoded_view(workflow: Workflow) -> bytes:
             return msgspec.json.encode(workflow_view(workflow))
@@ -160,8 +162,9 @@ class WorkflowsController(Controller):
         catalog, by = api_of(request).catalog, acting(request)
         workflow = await find_workflow(request, workflow_id)
         Query(request).no_dry_run()
-        await refuse_wrong(request)
-        parsed = await catalog.parse_patch(workflow, require_object(body))
+        parse = partial(catalog.parse_patch, workflow, require_object(body))
+        await refuse_wrong(request, parse=parse)
+        parsed = await parse()
         return ok(
             workflow_view(await catalog.update_workflow(workflow, parsed, updated_by=by.name))
         )
@@ -204,7 +207,7 @@ class WorkflowsController(Controller):
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
         Query(request).no_dry_run()
-        await refuse_wrong(request)
+        await refuse_wrong(request, parse=partial(_parse_trigger, request, workflow, body))
         gateway, by = api_of(request).gateway, acting(request)
 
         async def act(idempotency: Idempotency | None) -> Answer:
@@ -221,7 +224,7 @@ class WorkflowsController(Controller):
     async def dry_run(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
-        await refuse_wrong(request)
+        await refuse_wrong(request, parse=partial(_parse_trigger, request, workflow, body))
 
         async def shown() -> Answer:
             parsed, graph = await _parse_trigger(request, workflow, body)
