@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 
+from pilotage.runtime.jsonvalues import is_array, is_object
 from tests.http.conftest import (
     PROJECT,
     Server,
@@ -62,11 +63,10 @@ async def everything(client: httpx.AsyncClient, runs: list[str]) -> dict[str, An
 
 def without_durations(value: Any) -> Any:
     """What is still going on has lasted longer at each look."""
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {k: without_durations(v) for k, v in fields.items() if not k.endswith("_ms")}
-    if isinstance(value, list):
-        return [without_durations(v) for v in cast("list[Any]", value)]
+    if is_object(value):
+        return {k: without_durations(v) for k, v in value.items() if not k.endswith("_ms")}
+    if is_array(value):
+        return [without_durations(v) for v in value]
     return value
 
 
