@@ -10,7 +10,8 @@ while somebody waits for it: each release and each change of a limit passes slot
 
 A slot that was passed on is held from that instant, though the run learns of it later. What a run
 says meanwhile (the same request again after a restart, a withdrawal) is told apart by the time
-since which it waits, which names the request.
+since which it waits, which names the request. What a run answers late concerns the slot
+it was told of (`Passed`), and it starts with one only that is still its own.
 """
 
 from __future__ import annotations
