@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -76,10 +77,9 @@ async def until_refused(running: RunningServer) -> None:
     async with asyncio.timeout(10):
         while True:
             async with httpx.AsyncClient(base_url=running.url, timeout=0.5) as client:
-                try:
+                # Between "listens" and "refuses" a connection may be taken and then cut.
+                with suppress(httpx.TimeoutException, httpx.ReadError, httpx.RemoteProtocolError):
                     await client.get("/nothing")
-                except httpx.TimeoutException:
-                    continue
             await asyncio.sleep(0.01)
 
 
