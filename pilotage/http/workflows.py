@@ -50,9 +50,11 @@ WorkflowId = Annotated[str, PathParameter(name="workflowID")]
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What would start when: the steps of one wave need only those of the waves before.
+    """What would start when: the steps of one wave need only those of the waves before, and are no
+    more than may run at once.
 
-    `disabled`: switched off by `step_overrides`; they are skipped and hold nothing up.
+    `disabled`: switched off by `step_overrides`; they are skipped at once, in no wave, and hold
+    nothing up.
     """
 
     workflow_id: str
@@ -228,7 +230,7 @@ class WorkflowsController(Controller):
 
         async def shown() -> Answer:
             parsed, graph = await _parse_trigger(request, workflow, body)
-            waves = start_waves(graph)
+            waves = start_waves(graph, parsed.disabled, workflow.spec.max_parallel_steps)
             found = DryRun(
                 workflow_id=workflow.id,
                 version=workflow.version,

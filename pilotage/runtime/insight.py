@@ -7,7 +7,8 @@ determined how long the run took.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from heapq import heappop, heappush
 
 import msgspec
 
@@ -15,7 +16,7 @@ from pilotage.runtime.graph import StepGraph, bits
 from pilotage.runtime.ids import step_run_id
 from pilotage.runtime.insight_reasons import Note, Reasons
 from pilotage.runtime.state import RunState, StepState
-from pilotage.runtime.status import RunStatus, StepStatus, StepType
+from pilotage.runtime.status import PARKING_TYPES, RunStatus, StepStatus, StepType
 from pilotage.runtime.views import rfc3339
 
 # --- explain -----------------------------------------------------------------------------------
@@ -168,13 +169,70 @@ def edges(graph: StepGraph) -> list[Edge]:
     ]
 
 
-def start_waves(graph: StepGraph) -> list[list[str]]:
-    """The steps in the order in which they could start: each wave needs only those before it."""
-    depth = _depths(graph)
-    waves: list[list[str]] = [[] for _ in range(max(depth, default=0))]
-    for i, level in enumerate(depth):
-        waves[level - 1].append(graph.steps[i].step_ref)
+def start_waves(
+    graph: StepGraph, disabled: Container[str] = (), max_parallel: int = 0
+) -> list[list[str]]:
+    """The steps in the order in which they would start if each took as long as any other.
+
+    A wave needs only those before it. `disabled` steps are skipped when the run is made: they are
+    in no wave, and hold nothing up. Of steps that run, at most `max_parallel` are in one wave (0:
+    no limit), and one of each concurrency key; parked ones have no limits.
+    """
+    off = [step.step_ref in disabled for step in graph.steps]
+    missing = [sum(not off[j] for j in set(deps)) for deps in graph.deps]
+    line = _Line(graph, max_parallel)
+    for i in range(graph.size):
+        if not off[i] and not missing[i]:
+            line.join(i)
+    waves: list[list[str]] = []
+    while wave := line.take():
+        waves.append(_refs(graph, wave))
+        for i in wave:
+            line.leave(i)
+            for k in graph.dependents[i]:
+                missing[k] -= 1
+                if not missing[k] and not off[k]:
+                    line.join(k)
     return waves
+
+
+class _Line:
+    """Steps whose dependencies have ended, first in the definition first."""
+
+    def __init__(self, graph: StepGraph, max_parallel: int) -> None:
+        self._graph = graph
+        self._room = max_parallel or graph.size
+        self._parked: list[int] = []
+        self._first: list[int] = []
+        self._behind: dict[str, list[int]] = {}
+        """By concurrency key: those that wait for the one of them that is among the first."""
+
+    def join(self, i: int) -> None:
+        step = self._graph.steps[i]
+        if step.step_type in PARKING_TYPES:
+            self._parked.append(i)
+        elif step.concurrency_key in self._behind:
+            heappush(self._behind[step.concurrency_key], i)
+        else:
+            if step.concurrency_key:
+                self._behind[step.concurrency_key] = []
+            heappush(self._first, i)
+
+    def take(self) -> list[int]:
+        """The next wave; empty when there is nobody left."""
+        running = [heappop(self._first) for _ in range(min(self._room, len(self._first)))]
+        wave, self._parked = sorted(self._parked + running), []
+        return wave
+
+    def leave(self, i: int) -> None:
+        """Step i has ended: the next of its concurrency key comes up."""
+        step = self._graph.steps[i]
+        if step.concurrency_key not in self._behind or step.step_type in PARKING_TYPES:
+            return
+        behind = self._behind.pop(step.concurrency_key)
+        if behind:
+            heappush(self._first, heappop(behind))
+            self._behind[step.concurrency_key] = behind
 
 
 def _runnable(state: RunState) -> list[int]:

@@ -118,12 +118,17 @@ async def test_a_workflow_shows_its_graph_and_its_order(client: httpx.AsyncClien
     dry = await client.post(
         "/v1/workflows/w/dry-run", json={"step_overrides": [{"step_ref": "b", "enabled": False}]}
     )
-    assert dry.json()["waves"] == [["a"], ["b", "c"], ["d"]]
+    assert dry.json()["waves"] == [["a"], ["c"], ["d"]]
+    assert dry.json()["order"] == ["a", "c", "d"]
     assert dry.json()["disabled"] == ["b"]
     wrong = await client.post(
         "/v1/workflows/w/dry-run", json={"step_overrides": [{"step_ref": "x", "enabled": False}]}
     )
     assert wrong.status_code == 422
+    changed = await client.patch("/v1/workflows/w", json={"max_parallel_steps": 1})
+    assert changed.status_code == 200
+    dry = await client.post("/v1/workflows/w/dry-run")
+    assert dry.json()["waves"] == [["a"], ["b"], ["c"], ["d"]]
     assert (await client.get("/v1/workflow-runs")).json()["data"] == []
     for path in ("/v1/workflows/w/graph",):
         assert (await client.get(path, params={"format": "gif"})).status_code == 422

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 import pytest
 
 from pilotage.runtime.definition import JobPolicy, StepSpec, WorkflowSpec
@@ -320,6 +321,32 @@ def test_a_workflow_shows_the_waves_in_which_its_steps_could_start() -> None:
     assert shown.critical_path == ["a", "b", "d"]
     assert longest_chain(StepGraph(WorkflowSpec(steps=()))) == []
     assert start_waves(StepGraph(WorkflowSpec(steps=()))) == []
+
+
+def test_disabled_steps_are_in_no_wave_and_hold_nothing_up() -> None:
+    graph = StepGraph(spec_of({"a": "", "b": "a", "c": "b", "d": "c a"}))
+    assert start_waves(graph, {"b"}) == [["a", "c"], ["d"]]
+    assert start_waves(graph, {"a", "b", "c", "d"}) == []
+
+
+def test_a_wave_has_no_more_steps_than_may_run_at_once() -> None:
+    shape = {"a": "", "b": "", "gate": "", "c": "", "d": "a"}
+    steps = tuple(
+        msgspec.structs.replace(s, step_type=StepType.APPROVAL) if s.step_ref == "gate" else s
+        for s in spec_of(shape).steps
+    )
+    graph = StepGraph(WorkflowSpec(steps=steps))
+    assert start_waves(graph, max_parallel=2) == [["a", "b", "gate"], ["c", "d"]]
+    assert start_waves(graph, {"b"}, 1) == [["a", "gate"], ["c"], ["d"]]
+
+
+def test_steps_of_one_concurrency_key_are_in_waves_of_their_own() -> None:
+    steps = spec_of({"a": "", "b": "", "c": "", "d": ""}).steps
+    keyed = [
+        s if s.step_ref == "b" else msgspec.structs.replace(s, concurrency_key="k") for s in steps
+    ]
+    graph = StepGraph(WorkflowSpec(steps=tuple(keyed)))
+    assert start_waves(graph) == [["a", "b"], ["c"], ["d"]]
 
 
 def test_a_chain_of_ten_thousand_steps_is_explained_without_recursion() -> None:
