@@ -78,11 +78,13 @@ async def once(
     again: Again | None = None,
     *,
     location: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> ASGIResponse:
     """Do `act`, or give its first answer again.
 
     `project_id`: the project the key belongs to. `again` is needed where an answer may be larger
     than what is kept. `location`: what stands before the reference in the header of that name.
+    `headers` go with an answer that is shown again as it was, if it has a body.
     """
     idempotency = idempotency_of(request, project_id, body)
     if idempotency is None:
@@ -95,13 +97,18 @@ async def once(
         )
     api.in_progress.add(where)
     # A request that is given up (its time is over) still holds its key until it has ended.
-    work = asyncio.ensure_future(_first_or_again(api, idempotency, act, again, location))
+    work = asyncio.ensure_future(_first_or_again(api, idempotency, act, again, location, headers))
     work.add_done_callback(lambda _: api.in_progress.discard(where))
     return await asyncio.shield(work)
 
 
 async def _first_or_again(
-    api: Api, idempotency: Idempotency, act: Act, again: Again | None, location: str | None
+    api: Api,
+    idempotency: Idempotency,
+    act: Act,
+    again: Again | None,
+    location: str | None,
+    headers: dict[str, str] | None,
 ) -> ASGIResponse:
     known = await _known(api, idempotency)
     if known is not None and known.begun is not None:
@@ -110,7 +117,7 @@ async def _first_or_again(
         if not api.gateway.ready:
             # It may be stored and not yet known to be: what is read meanwhile is from before.
             raise UnavailableError("the store is away; try again")
-        return await _replay(api, known, again, location)
+        return await _replay(api, known, again, location, headers or {})
     answer = await act(idempotency)
     if not answer.stored and answer.status < 300:
         await _remember(api, idempotency, answer)
@@ -132,11 +139,16 @@ async def _known(api: Api, idempotency: Idempotency) -> Remembered | None:
 
 
 async def _replay(
-    api: Api, known: Remembered, again: Again | None, location: str | None
+    api: Api,
+    known: Remembered,
+    again: Again | None,
+    location: str | None,
+    headers: dict[str, str],
 ) -> ASGIResponse:
     api.replayed.inc()
     if known.body is not None:
-        headers = {} if location is None else {"Location": f"{location}{known.reference}"}
+        if location is not None:
+            headers = headers | {"Location": f"{location}{known.reference}"}
         answer = Answer(status=known.status, body=known.body, headers=headers)
     elif again is not None:
         try:

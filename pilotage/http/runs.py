@@ -26,6 +26,7 @@ from pilotage.http.call import (
 )
 from pilotage.http.pages import Listing
 from pilotage.http.ports import Body
+from pilotage.http.preferences import APPLIED, preferred
 from pilotage.http.queries import MAX_ID, Query
 from pilotage.http.repeats import Answer, once
 from pilotage.persistence.port import RunQuery
@@ -49,9 +50,16 @@ def now_ms() -> int:
 
 
 def wants_representation(request: AnyRequest) -> bool:
-    """`Prefer: return=representation` (RFC 7240)."""
-    prefer = call_of(request.scope).headers.get(b"prefer")
-    return prefer is not None and b"return=representation" in prefer.lower().replace(b" ", b"")
+    """`Prefer: return=representation`."""
+    if b"prefer" not in call_of(request.scope).headers:
+        return False
+    given = [value for name, value in request.scope["headers"] if name == b"prefer"]
+    return preferred(b",".join(given), b"return") == b"representation"
+
+
+def applied(request: AnyRequest) -> dict[str, str]:
+    """What an answer with a body says beside it to a client that prefers to have one."""
+    return APPLIED if wants_representation(request) else {}
 
 
 def run_body(request: AnyRequest, state: RunState) -> bytes | None:
@@ -67,9 +75,6 @@ def run_answer(request: AnyRequest, state: RunState) -> Answer:
     if body is None:
         return Answer(status=204, stored=True)
     return Answer(status=200, body=body, headers=APPLIED, stored=True)
-
-
-APPLIED = {"Preference-Applied": "return=representation"}
 
 
 def made_run(view: RunView, *, stored: bool) -> Answer:
@@ -121,7 +126,8 @@ async def run_command(request: AnyRequest, run_id: str, do: RunCommand) -> ASGIR
     async def again(_: str) -> Answer:
         return run_answer(request, await api_of(request).gateway.get_run(run_id, principal))
 
-    return await once(request, await run_project(request, run_id), body, act, again)
+    project_id = await run_project(request, run_id)
+    return await once(request, project_id, body, act, again, headers=applied(request))
 
 
 def note_format(request: AnyRequest) -> None:

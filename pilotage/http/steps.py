@@ -22,10 +22,10 @@ from pilotage.http.ports import Body
 from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, once
 from pilotage.http.runs import (
-    APPLIED,
     READ_IN_MEMORY,
     WRITE,
     RunId,
+    applied,
     run_project,
     wants_representation,
 )
@@ -63,8 +63,7 @@ def _answer(request: AnyRequest, body: bytes | None) -> Answer:
     """204, or what is shown."""
     if body is None:
         return Answer(status=204, stored=True)
-    headers = APPLIED if wants_representation(request) else {}
-    return Answer(status=200, body=body, headers=headers, stored=True)
+    return Answer(status=200, body=body, headers=applied(request), stored=True)
 
 
 async def look_for_step(
@@ -130,7 +129,8 @@ async def step_command(
         state = await api_of(request).gateway.get_run(run_id, principal_of(request))
         return _answer(request, shown(state))
 
-    return await once(request, await run_project(request, run_id), what.body, act, again)
+    project_id = await run_project(request, run_id)
+    return await once(request, project_id, what.body, act, again, headers=applied(request))
 
 
 class StepsController(Controller):
