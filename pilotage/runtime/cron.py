@@ -26,6 +26,10 @@ MAX_MISSED_AGE_MS: Final = 3_600_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PROBE = datetime(2024, 1, 1, tzinfo=UTC)
 _ZONE_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-/")
+_NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+"""Names that the zone data of many systems have: what they mean depends on the machine."""
+_COPIES = ("posix/", "right/")
+"""Directories in which systems keep the zones once more, some of them with leap seconds."""
 _FIELD_COUNT = 5
 
 _CronSim = cast("Any", cronsim.CronSim)  # ships no types that a checker trusts
@@ -42,6 +46,8 @@ def load_timezone(name: str) -> tzinfo:
     if name == "UTC":
         return UTC
     if not name or len(name) > MAX_TIMEZONE_CHARS or not _ZONE_CHARS.issuperset(name):
+        raise wrong
+    if name in _NO_ZONES or name.startswith(_COPIES):
         raise wrong
     try:
         return ZoneInfo(name)

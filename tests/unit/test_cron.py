@@ -124,7 +124,22 @@ def test_a_bad_expression_is_refused(expression: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Mars/Olympus", "../UTC", "Europe", "/etc/passwd", "a\0b", "x" * 65, "Eur ope"]
+    "name",
+    [
+        "",
+        "Mars/Olympus",
+        "../UTC",
+        "Europe",
+        "/etc/passwd",
+        "a\0b",
+        "x" * 65,
+        "Eur ope",
+        "localtime",
+        "posixrules",
+        "Factory",
+        "posix/UTC",
+        "right/Europe/Berlin",
+    ],
 )
 def test_a_bad_time_zone_is_refused(name: str) -> None:
     with pytest.raises(CronError, match="is no IANA time zone"):
