@@ -43,7 +43,8 @@ AWAY_LIMIT_SECS = 1.0
 """The same once the store is known to be away."""
 _STRICT = ("/v1/", "/sdk/v1/")
 """Where a path that ends with a slash is another path. The router would overlook the slash, and
-who asks for the run with the empty id must not be given the list of all runs."""
+who asks for the run with the empty id must not be given the list of all runs. An empty segment is
+refused everywhere: what the router would make of it has not passed the door."""
 PUBLIC = "public"
 """As a route's scope: needs no key."""
 
@@ -207,6 +208,8 @@ def _what_is_wrong(call: Call, token: str | None) -> str:
 
 
 def _refuse_slash(path: str) -> None:
+    if "//" in path:
+        raise HttpError(404, "there is nothing at this path; leave out the empty segment (//)")
     if path.endswith("/") and path.startswith(_STRICT):
         raise HttpError(404, "there is nothing at this path; leave out the last slash")
 

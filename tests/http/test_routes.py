@@ -47,6 +47,21 @@ async def test_an_app_that_is_mounted_finds_its_routes(server: Server) -> None:
         assert (await client.get("/engine/v1/workflows")).status_code == 401
 
 
+@pytest.mark.parametrize("path", ["//v1/jobs", "/v1//jobs", "/v1/jobs//x", "//health", "//"])
+async def test_a_path_with_an_empty_segment_is_404(server: Server, path: str) -> None:
+    answer = await server.admin.get(f"{server.url}{path}", headers={"X-Project-Id": "acme"})
+    assert answer.status_code == 404, answer.text
+    assert "empty segment" in error_of(answer)["message"]
+
+
+async def test_a_path_with_an_empty_segment_needs_the_key_that_others_beside_it_need(
+    server: Server,
+) -> None:
+    nobody = server.client()
+    assert (await nobody.get(f"{server.url}/v1//jobs")).status_code == 401
+    assert (await nobody.get(f"{server.url}//v1/jobs")).status_code == 404
+
+
 async def test_a_websocket_is_closed(server: Server) -> None:
     sent: list[dict[str, Any]] = []
 
