@@ -187,6 +187,8 @@ class Catalog:
                 revision=workflow.revision + 1,
             )
             version = await self._new_version(new, updated_by) if changed else None
+            if new.enabled and not workflow.enabled:  # meanwhile its jobs might have been deleted
+                await self._require_jobs(new)
             await self._put_workflow(new, version)
             return new
 
@@ -402,9 +404,9 @@ class Catalog:
 
     async def _require_jobs(self, workflow: Workflow) -> None:
         """The references were checked before; a job may have been deleted meanwhile."""
-        refs = {s.job_id: i for i, s in enumerate(workflow.spec.steps) if s.job_id is not None}
-        known = await self._known_jobs(workflow.project_id, refs)
-        gone = [f'steps[{i}].job_id: unknown job "{r}"' for r, i in refs.items() if r not in known]
+        refs = [(i, s.job_id) for i, s in enumerate(workflow.spec.steps) if s.job_id is not None]
+        known = await self._known_jobs(workflow.project_id, dict.fromkeys(r for _, r in refs))
+        gone = [f'steps[{i}].job_id: unknown job "{r}"' for i, r in refs if r not in known]
         if gone:
             raise InvalidError("the workflow is not valid", gone)
 

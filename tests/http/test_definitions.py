@@ -270,3 +270,21 @@ async def test_an_admin_sees_the_quarantine_of_all_projects(server: Server) -> N
     server.runtime.supervisor.quarantined[run_id] = "why"
     page = (await server.admin.get("/v1/quarantine")).json()
     assert [r["workflow_run_id"] for r in page["data"]] == [run_id]
+
+
+async def test_a_workflow_whose_job_is_gone_is_not_enabled_again(client: httpx.AsyncClient) -> None:
+    for slug in ("j", "k"):
+        made = await client.post("/v1/jobs", json={"slug": slug, "execution_mode": "python"})
+        assert made.status_code == 201
+    await define(client, "w", [job("a", "j"), job("b", "k"), job("c", "j")])
+    assert (await client.patch("/v1/workflows/w", json={"enabled": False})).status_code == 200
+    assert (await client.delete("/v1/jobs/j")).status_code == 204
+    refused = await client.patch("/v1/workflows/w", json={"enabled": True})
+    assert refused.status_code == 422
+    told = refused.json()["error"]["details"]
+    assert [problem.partition(":")[0] for problem in told] == ["steps[0].job_id", "steps[2].job_id"]
+    assert all("unknown job" in problem for problem in told)
+    # what leaves it disabled is still possible, and so is replacing the steps
+    assert (await client.patch("/v1/workflows/w", json={"name": "x"})).status_code == 200
+    changed = {"enabled": True, "steps": [job("a", "k")]}
+    assert (await client.patch("/v1/workflows/w", json=changed)).status_code == 200
