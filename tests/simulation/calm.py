@@ -77,7 +77,8 @@ async def nothing_stands_still(world: World) -> None:
     if server.runtime.supervisor.quarantined:
         raise ViolationError(f"quarantined: {dict(server.runtime.supervisor.quarantined)}")
     away = world.plan.outages or world.plan.partitions
-    restarts = world.plan.failures or world.plan.poisons
+    passivated = away and world.plan.passivate_secs  # what woke a run then waits for its load
+    restarts = world.plan.failures or world.plan.poisons or passivated
     await _persisting(world, _unmoved, RESTART_SECS if restarts else LOOKS * LOOK_SECS)
     await _persisting(world, _undelivered, PATIENCE_SECS if away else PATIENCE_SECS / 6)
 
