@@ -23,6 +23,7 @@ from pilotage.http.call import (
     refuse_wrong,
     required_project,
 )
+from pilotage.http.queries import Query
 from pilotage.http.repeats import Answer, begin, once
 from pilotage.http.runs import TRIGGER
 from pilotage.runtime.views import rfc3339
@@ -65,6 +66,7 @@ class EventsController(Controller):
         if payload is not None and len(payload) > MAX_PAYLOAD:
             fields.problems.append(f"payload: must be at most {MAX_PAYLOAD} bytes of JSON")
         project_id = required_project(request, project)
+        Query(request).no_dry_run()
         await refuse_wrong(request)
         api, by, secs = api_of(request), acting(request), ceil(buffer_secs or 0)
 

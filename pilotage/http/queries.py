@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import TypeVar
 from urllib.parse import parse_qsl
@@ -17,13 +18,21 @@ MAX_ID = 255
 MAX_TAGS = 20
 MAX_TAG = 64 + 1 + 256
 MAX_WHOLE = 10**15 - 1
+_ON_CHANGES = {
+    "POST": ("dry_run", "project_id"),
+    "PATCH": ("dry_run", "project_id"),
+    "DELETE": ("dry_run", "project_id", "reason"),
+}
+"""What requests that change something may have in their query. Clients that name their project in
+every query do no harm."""
 E = TypeVar("E", bound=StrEnum)
 
 
 class Query:
-    """The query of one request. Unknown parameters are ignored; of repeated ones the last holds.
+    """The query of one request. A parameter of one value may not be given two.
 
-    What is wrong with it is a problem of the request: `refuse_wrong` tells it.
+    Lists and reads ignore unknown parameters. Changes refuse them: who mistypes `dry_run` must not
+    get the real one. What is wrong with it is a problem of the request: `refuse_wrong` tells it.
     """
 
     def __init__(self, request: AnyRequest) -> None:
@@ -39,13 +48,29 @@ class Query:
                 problem = f"query: at most {MAX_PARAMETERS} parameters"
                 raise InvalidError("the request is not valid", [problem]) from None
         self._last = dict(self._pairs)
+        if raw and request.method in _ON_CHANGES:
+            self._refuse_unknown(_ON_CHANGES[request.method])
+
+    def _refuse_unknown(self, known: tuple[str, ...]) -> None:
+        for name in dict.fromkeys(name for name, _ in self._pairs):
+            if name not in known:
+                near = get_close_matches(name[:64], known, n=1)
+                hint = f' (did you mean "{near[0]}"?)' if near else ""
+                self.problems.append(f'query: unknown parameter "{name[:64]}"{hint}')
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         return self._pairs
 
     def one(self, name: str) -> str | None:
-        return self._last.get(name)
+        value = self._last.get(name)
+        if len(self._pairs) > len(self._last) and any(
+            k == name and v != value for k, v in self._pairs
+        ):
+            problem = f"{name}: is given more than once; give it one value"
+            if problem not in self.problems:
+                self.problems.append(problem)
+        return value
 
     def text(self, name: str, max_chars: int) -> str | None:
         value = self.one(name)

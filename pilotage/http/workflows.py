@@ -226,6 +226,7 @@ class WorkflowsController(Controller):
     async def dry_run(self, request: AnyRequest, workflow_id: WorkflowId) -> ASGIResponse:
         body = await read_json(request)
         workflow = await find_workflow(request, workflow_id)
+        Query(request)  # dry it is, whatever `dry_run` says; other parameters are refused
         await refuse_wrong(request, parse=partial(_parse_trigger, request, workflow, body))
 
         async def shown() -> Answer:

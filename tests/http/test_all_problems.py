@@ -124,3 +124,87 @@ async def test_a_project_that_is_no_text_is_told_as_that(server: Server, path: s
     answer = await server.admin.post(path, json={"project_id": 5})
     told = [p for p in answer.json()["error"]["details"] if p.startswith("project_id")]
     assert told == ["project_id: must be a string, not a number"]
+
+
+async def test_a_parameter_of_one_value_is_not_given_two(client: httpx.AsyncClient) -> None:
+    query = (
+        "status=running&status=failed&limit=1&limit=2&tag=a:b&tag=c:d&workflow_id=x&workflow_id=x"
+    )
+    answer = await client.get(f"/v1/workflow-runs?{query}")
+    assert paths_of(answer) == ["limit", "status"]
+    await define(client, "w", [approval("gate")])
+    run = f"/v1/workflow-runs/{(await trigger(client, 'w'))['id']}"
+    answer = await client.post(f"{run}/steps/gate/skip?dry_run=true&dry_run=false")
+    assert paths_of(answer) == ["dry_run"]
+    assert (await client.get(run)).json()["status"] == "running"
+
+
+async def test_a_change_refuses_parameters_that_it_does_not_know(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate")])
+    run = f"/v1/workflow-runs/{(await trigger(client, 'w'))['id']}"
+    mistyped = {"dryrun": "true"}
+    for method, path in (
+        ("POST", f"{run}/pause"),
+        ("POST", f"{run}/steps/gate/skip"),
+        ("POST", "/v1/workflows/w/trigger"),
+        ("POST", "/v1/workflows/w/dry-run"),
+        ("POST", "/v1/events/e/send"),
+        ("PATCH", "/v1/workflows/w"),
+        ("DELETE", run),
+    ):
+        answer = await client.request(method, path, params=mistyped)
+        told = answer.json()["error"]["details"]
+        assert told == ['query: unknown parameter "dryrun" (did you mean "dry_run"?)'], path
+    assert (await client.get(run)).json()["status"] == "running"
+    assert (await client.get("/v1/workflows", params={"anything": "1"})).status_code == 200
+    named = {"project_id": PROJECT}
+    assert (await client.post(f"{run}/pause", params=named)).status_code == 204
+
+
+async def test_what_makes_keys_and_sends_events_has_no_dry_run(server: Server) -> None:
+    body = {"name": "k", "project_id": PROJECT, "scopes": ["*"]}
+    for path in ("/v1/api-keys", "/v1/events/e/send"):
+        answer = await server.admin.post(
+            f"{path}?dry_run=true", json=body, headers={"X-Project-Id": PROJECT}
+        )
+        assert paths_of(answer) == ["dry_run"]
+
+
+@pytest.mark.parametrize("body", [b"[1]", b'"x"', b"5", b"false"])
+async def test_the_body_of_an_action_is_an_object(client: httpx.AsyncClient, body: bytes) -> None:
+    await define(client, "w", [approval("gate")])
+    run = f"/v1/workflow-runs/{(await trigger(client, 'w'))['id']}"
+    for verb in (
+        "pause", "resume", "retry", "pin", "unpin", "steps/gate/approve", "steps/gate/reject",
+        "steps/gate/skip", "steps/gate/retry", "steps/gate/replay-subtree",
+        "steps/gate/force-complete",
+    ):  # fmt: skip
+        answer = await client.post(f"{run}/{verb}", content=body)
+        assert paths_of(answer) == ["body"], verb
+    answer = await client.post("/v1/workflows/w/trigger", content=body)
+    assert paths_of(answer) == ["body"]
+
+
+async def test_a_blank_body_is_none(client: httpx.AsyncClient) -> None:
+    await define(client, "w", [approval("gate")])
+    run = f"/v1/workflow-runs/{(await trigger(client, 'w'))['id']}"
+    for verb in ("pause", "resume", "steps/gate/approve"):
+        assert (await client.post(f"{run}/{verb}", content=b" \r\n\t")).status_code == 204
+    assert (await client.post("/v1/workflows/w/trigger", content=b" ")).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "is_told"),
+    [
+        (b'{"comment": "\\ud800"}', True),
+        (b'{"comment": "\\udc00x"}', True),
+        (b'{"comment": "\\ud83d\\ude00', False),
+        (b'{"comment": "abc', False),
+    ],
+)
+async def test_half_a_surrogate_pair_is_told_as_that(
+    client: httpx.AsyncClient, body: bytes, is_told: bool
+) -> None:
+    answer = await client.post("/v1/events/e/send", content=body)
+    assert answer.status_code == 400
+    assert ("surrogate" in answer.json()["message"]) == is_told
