@@ -20,7 +20,7 @@ def paths_of(answer: httpx.Response) -> list[str]:
 async def test_a_number_that_cannot_be_kept_hides_nothing_else_of_a_workflow(
     client: httpx.AsyncClient,
 ) -> None:
-    body = {"slug": "n\0", "foo": 1, "steps": [], "timeout_secs": HUGE, "cron": "x"}
+    body: dict[str, Any] = {"slug": "n\0", "foo": 1, "steps": [], "timeout_secs": HUGE, "cron": "x"}
     answer = await client.post("/v1/workflows", json=body)
     assert paths_of(answer) == ["cron", "foo", "slug", "steps", "timeout_secs"]
     steps = [job("a", timeout_secs_override=HUGE), job("b", "nobody"), job("b", payload=[HUGE])]

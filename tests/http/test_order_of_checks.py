@@ -149,3 +149,19 @@ async def test_everything_wrong_with_a_definition_is_told_though_its_project_is_
         )
         paths = {problem.split(":")[0] for problem in _told(answer)}
         assert {"slug", "max_attempts", "endpoint_url", "project_id"} <= paths, paths
+
+
+async def test_an_unknown_run_is_told_before_a_dry_run_that_is_not_offered(server: Server) -> None:
+    client = await server.member()
+    seen = 0
+    for method, path, _ in guarded(server):
+        if method == "GET" or "{workflowRunID}" not in path:
+            continue
+        seen += 1
+        for run_id in (UNKNOWN, "zzz"):
+            url = filled(path, {"workflowRunID": run_id})
+            for query in ("dry_run=true", "dryrun=1", "dry_run=true&dry_run=false"):
+                for body in (b"", b'{"x": 1e30, "y": 1000000000000000000000000000}'):
+                    answer = await client.request(method, f"{url}?{query}", content=body)
+                    assert answer.status_code == 404, (method, path, answer.text)
+    assert seen >= 12
