@@ -32,7 +32,8 @@ ABOUT = """Runs of workflows: every active run is an actor that owns its graph o
 Send `Authorization: Bearer <key>`. Errors have one shape, see `Error`; every answer carries
 `X-Request-Id`. Every POST but those for API keys and callbacks takes an `Idempotency-Key`: the same
 key and request give the first answer again, with `Idempotency-Replayed: true`, for 24 hours.
-Unset fields are omitted, never null; in a request null is the same as a field left out."""
+Unset fields are omitted, never null; in a request null is the same as a field left out. Changes
+refuse query parameters that they do not know."""
 
 
 def document(app: Litestar) -> Json:

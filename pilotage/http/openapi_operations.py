@@ -259,7 +259,7 @@ _WORKFLOWS = {
     "dry-run-workflow": Doc(
         tag="Workflows",
         summary="Check a trigger",
-        about="Validates the body and shows in which order steps could start. Starts nothing.",
+        about="Validates the body and shows in which order steps would start. Starts nothing.",
         body="TriggerInput",
         answer="WorkflowDryRun",
     ),
