@@ -23,16 +23,15 @@ _ON_CHANGES = {
     "PATCH": ("dry_run", "project_id"),
     "DELETE": ("dry_run", "project_id", "reason"),
 }
-"""What requests that change something may have in their query. Clients that name their project in
-every query do no harm."""
+"""What requests that change something may have in their query."""
 E = TypeVar("E", bound=StrEnum)
 
 
 class Query:
     """The query of one request. A parameter of one value may not be given two.
 
-    Lists and reads ignore unknown parameters. Changes refuse them: who mistypes `dry_run` must not
-    get the real one. What is wrong with it is a problem of the request: `refuse_wrong` tells it.
+    Unknown parameters are ignored, as unknown fields are. Changes refuse those that look like one
+    they know: who mistypes `dry_run` must not get the real thing. What is wrong with it is a problem of the request: `refuse_wrong` tells it.
     """
 
     def __init__(self, request: AnyRequest) -> None:
@@ -49,14 +48,14 @@ class Query:
                 raise InvalidError("the request is not valid", [problem]) from None
         self._last = dict(self._pairs)
         if raw and request.method in _ON_CHANGES:
-            self._refuse_unknown(_ON_CHANGES[request.method])
+            self._refuse_mistyped(_ON_CHANGES[request.method])
 
-    def _refuse_unknown(self, known: tuple[str, ...]) -> None:
+    def _refuse_mistyped(self, known: tuple[str, ...]) -> None:
         for name in dict.fromkeys(name for name, _ in self._pairs):
-            if name not in known:
-                near = get_close_matches(name[:64], known, n=1)
-                hint = f' (did you mean "{near[0]}"?)' if near else ""
-                self.problems.append(f'query: unknown parameter "{name[:64]}"{hint}')
+            if name not in known and (near := get_close_matches(name[:64].lower(), known, n=1)):
+                self.problems.append(
+                    f'query: unknown parameter "{name[:64]}" (did you mean "{near[0]}"?)'
+                )
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

@@ -139,7 +139,7 @@ async def test_a_parameter_of_one_value_is_not_given_two(client: httpx.AsyncClie
     assert (await client.get(run)).json()["status"] == "running"
 
 
-async def test_a_change_refuses_parameters_that_it_does_not_know(client: httpx.AsyncClient) -> None:
+async def test_a_change_refuses_parameters_that_look_mistyped(client: httpx.AsyncClient) -> None:
     await define(client, "w", [approval("gate")])
     run = f"/v1/workflow-runs/{(await trigger(client, 'w'))['id']}"
     mistyped = {"dryrun": "true"}
@@ -157,7 +157,7 @@ async def test_a_change_refuses_parameters_that_it_does_not_know(client: httpx.A
         assert told == ['query: unknown parameter "dryrun" (did you mean "dry_run"?)'], path
     assert (await client.get(run)).json()["status"] == "running"
     assert (await client.get("/v1/workflows", params={"anything": "1"})).status_code == 200
-    named = {"project_id": PROJECT}
+    named = {"project_id": PROJECT, "trace": "x"}
     assert (await client.post(f"{run}/pause", params=named)).status_code == 204
 
 
