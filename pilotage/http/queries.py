@@ -31,7 +31,8 @@ class Query:
     """The query of one request. A parameter of one value may not be given two.
 
     Unknown parameters are ignored, as unknown fields are. Changes refuse those that look like one
-    they know: who mistypes `dry_run` must not get the real thing. What is wrong with it is a problem of the request: `refuse_wrong` tells it.
+    they know: who mistypes `dry_run` must not get the real thing. What is wrong with it is a
+    problem of the request: `refuse_wrong` tells it.
     """
 
     def __init__(self, request: AnyRequest) -> None:
