@@ -178,7 +178,7 @@ async def test_a_job_in_use_is_not_deleted(kit: Kit) -> None:
         await kit.catalog.delete_job(job)
     await kit.patch(workflow, enabled=False)
     await kit.catalog.delete_job(job)
-    with pytest.raises(NotFoundError, match="unknown job"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         await kit.catalog.job_for_attempt("p", job.id)
 
 
