@@ -33,7 +33,7 @@ Send `Authorization: Bearer <key>`. Errors have one shape, see `Error`; every an
 `X-Request-Id`. Every POST but those for API keys and callbacks takes an `Idempotency-Key`: the same
 key and request give the first answer again, with `Idempotency-Replayed: true`, for 24 hours.
 Unset fields are omitted, never null; in a request null is the same as a field left out. Changes
-refuse query parameters that they do not know."""
+refuse query parameters that look like a mistyped one of theirs."""
 
 
 def document(app: Litestar) -> Json:
