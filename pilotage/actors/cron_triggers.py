@@ -96,22 +96,28 @@ class CronTriggers:
         last = {mark.id: mark.fire_ms async for mark in each(self._decided, None)}
         async for workflow in self._catalog.all_workflows():
             since = max(workflow.updated_at_ms, last.pop(workflow.id, 0))
-            schedule = self.watch(workflow)
+            schedule = self._watch(workflow, self._clock.now_ms())
             missed = None if schedule is None else schedule.missed(since, self._clock.now_ms())
             if missed is not None:
                 self._fire(workflow.id, missed)
         for workflow_id in last:  # it was deleted, and the process ended before this was
             await self._decided.delete(workflow_id)
 
-    def watch(self, workflow: Workflow) -> CronSchedule | None:
-        """Arm the workflow's next fire time, or disarm it if it has no schedule (any more)."""
+    def watch(self, workflow: Workflow) -> None:
+        """Arm the next fire time after the change, or disarm it if there is none (any more).
+
+        A fire time that came while the change was being stored counts.
+        """
+        self._watch(workflow, min(workflow.updated_at_ms, self._clock.now_ms()))
+
+    def _watch(self, workflow: Workflow, after_ms: int) -> CronSchedule | None:
         key = (workflow.id, CRON_TIMER)
         spec = workflow.spec
         if spec.cron is None or not workflow.enabled:
             self._timers.cancel(key)
             return None
         schedule = parse_cron(spec.cron, spec.cron_timezone)
-        self._arm(key, schedule)
+        self._arm(key, schedule, after_ms)
         return schedule
 
     def forget(self, workflow_id: str) -> None:
@@ -123,13 +129,13 @@ class CronTriggers:
         for task in list(self._tasks.values()):
             task.cancel()
 
-    def _arm(self, key: TimerKey, schedule: CronSchedule) -> None:
-        due = schedule.next_after(self._clock.now_ms())
+    def _arm(self, key: TimerKey, schedule: CronSchedule, after_ms: int) -> None:
+        due = schedule.next_after(after_ms)
         if due is None:
             return
 
         def fired(key: TimerKey) -> None:
-            self._arm(key, schedule)
+            self._arm(key, schedule, self._clock.now_ms())
             # A machine that slept was down: what counts is the latest, if it is recent.
             latest = schedule.missed(due - 1, self._clock.now_ms())
             if latest is not None:

@@ -1,9 +1,10 @@
-"""A fire time that comes while the schedules are being armed is not lost."""
+"""A fire time that comes while schedules are being armed or stored is not lost."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +20,45 @@ from tests.support.waiting import wait_until
 HOUR_MS = 3_600_000
 ONE_OCLOCK_MS = 1_700_053_200_000
 
+Start = Callable[[], Runtime]
 
-async def test_a_fire_time_that_passes_while_the_schedules_are_read_has_its_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+@pytest.fixture
+def clock() -> FakeClock:
     assert ONE_OCLOCK_MS % (24 * HOUR_MS) == 13 * HOUR_MS
-    clock = FakeClock(ONE_OCLOCK_MS - 60_000)
-    server = MemoryServer(clock_ms=clock.now_ms)
+    return FakeClock(ONE_OCLOCK_MS - 60_000)
+
+
+@pytest.fixture
+def server(clock: FakeClock) -> MemoryServer:
+    return MemoryServer(clock_ms=clock.now_ms)
+
+
+@pytest.fixture
+def make(clock: FakeClock, server: MemoryServer, tmp_path: Path) -> Start:
+    """A runtime on what the runtimes before it have stored."""
     settings = Settings(data_dir=tmp_path)
-    first = Runtime(settings=settings, store=MemoryStore(server), clock=clock)
-    await first.start()
+    return lambda: Runtime(settings=settings, store=MemoryStore(server), clock=clock)
+
+
+async def at_one_oclock(runtime: Runtime) -> Workflow:
     steps = [{"step_ref": "a", "step_type": "approval"}]
     raw = {"name": "w", "steps": steps, "cron": "0 13 * * *"}
-    parsed = await first.catalog.parse_workflow("p", raw)
-    workflow = await first.catalog.create_workflow(parsed, project_id="p", created_by="test")
+    parsed = await runtime.catalog.parse_workflow("p", raw)
+    return await runtime.catalog.create_workflow(parsed, project_id="p", created_by="test")
+
+
+async def has_run(server: MemoryServer, workflow: Workflow) -> None:
+    run_id = derived_run_id(ONE_OCLOCK_MS, "cron", workflow.id, ONE_OCLOCK_MS)
+    await wait_until(lambda: run_id in server.runs, "the run of one o'clock")
+
+
+async def test_a_fire_time_that_passes_while_the_schedules_are_read_has_its_run(
+    make: Start, clock: FakeClock, server: MemoryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make()
+    await first.start()
+    workflow = await at_one_oclock(first)
     await first.stop(0)
     all_workflows = Catalog.all_workflows
 
@@ -42,8 +68,25 @@ async def test_a_fire_time_that_passes_while_the_schedules_are_read_has_its_run(
             yield found
 
     monkeypatch.setattr(Catalog, "all_workflows", slowly)
-    second = Runtime(settings=settings, store=MemoryStore(server), clock=clock)
+    second = make()
     await second.start()
-    run_id = derived_run_id(ONE_OCLOCK_MS, "cron", workflow.id, ONE_OCLOCK_MS)
-    await wait_until(lambda: run_id in server.runs, "the run of one o'clock")
+    await has_run(server, workflow)
     await second.stop(0)
+
+
+async def test_a_fire_time_that_passes_while_its_workflow_is_stored_has_its_run(
+    make: Start, clock: FakeClock, server: MemoryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = make()
+    await runtime.start()
+    put_record = MemoryStore.put_record
+
+    async def slowly(self: MemoryStore, *given: Any, **named: Any) -> None:
+        await put_record(self, *given, **named)
+        clock.advance_ms(120_000)
+
+    monkeypatch.setattr(MemoryStore, "put_record", slowly)
+    workflow = await at_one_oclock(runtime)
+    monkeypatch.undo()
+    await has_run(server, workflow)
+    await runtime.stop(0)
