@@ -173,7 +173,24 @@ def check_store(settings: Settings, url: str | None = None) -> Iterator[Finding]
         yield warning("store clock", f"{skew:.0f} s {way} this machine's; set both by NTP")
     else:
         yield ok("store clock", "agrees with this machine's")
+    if not report.problems:
+        yield _format(report)
     yield _fence(report)
+
+
+def _format(report: StoreReport) -> Finding:
+    from pilotage.persistence.codec import SCHEMA_VERSION
+
+    known = report.format
+    if known is None:
+        return ok("store format", f"none noted yet; the next server notes {SCHEMA_VERSION}")
+    said = f"{known.version}, of pilotage {known.release} and newer"
+    if known.version == SCHEMA_VERSION:
+        return ok("store format", said)
+    raised = (
+        f"the next server of this release raises it to {SCHEMA_VERSION}: older ones cannot open"
+    )
+    return ok("store format", f"{said}; {raised} the store any more")
 
 
 def _fence(report: StoreReport) -> Finding:

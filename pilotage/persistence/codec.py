@@ -6,9 +6,10 @@ a flipped bit. The body is msgpack, of definitions JSON; steps are arrays (field
 appended, with defaults), everything else maps without defaults. The body of a finished run is one
 zlib stream, its header and head first, so that a list reads them without unpacking the steps.
 
-Guarantees: what `encode_x` makes, `decode_x` of this and every later version gives back; anything
-else raises `SnapshotCorruptError` or `SnapshotVersionError`, never a wrong value. Stored forms of
-released versions are kept in tests/golden/snapshots. Pure functions, callable on any thread.
+Guarantees: what `encode_x` makes, `decode_x` of this and every later version gives back (how:
+`upgrades`); anything else raises `SnapshotCorruptError` or `SnapshotVersionError`, never a wrong
+value. Stored forms of all versions are kept in tests/golden. Pure functions, callable on any
+thread.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from pilotage.persistence.port import StoreError
+from pilotage.persistence.upgrades import upgraded
 from pilotage.runtime.effects import Message
 from pilotage.runtime.state import RunHead, RunVitals, StepState, chunked
 
@@ -140,15 +142,34 @@ def _unfit(kind: int, error: Exception) -> SnapshotCorruptError:
     return SnapshotCorruptError(_NAMES[kind], f"does not fit its type: {error}")
 
 
+def _decoded(kind: int, name: str, data: bytes, decode: Callable[[bytes], T]) -> T:
+    """`name` is what the table of upgrades calls the type that `decode` makes."""
+    body = _open(kind, data)
+    try:
+        if data[0] != SCHEMA_VERSION:
+            body = _encode(_upgraded(kind, name, data[0], msgspec.msgpack.decode(body)))
+        return decode(body)
+    except msgspec.MsgspecError as error:
+        raise _unfit(kind, error) from error
+
+
+def _upgraded(kind: int, name: str, version: int, raw: Any) -> Any:
+    try:
+        return upgraded(raw, name, version, SCHEMA_VERSION)
+    except Exception as error:
+        raise SnapshotCorruptError(
+            _NAMES[kind],
+            f"its form of schema version {version} cannot be upgraded: "
+            f"{type(error).__name__}: {error}",
+        ) from error
+
+
 def encode_head(head: RunHead) -> bytes:
     return _seal(_HEAD, _encode(head))
 
 
 def decode_head(data: bytes) -> RunHead:
-    try:
-        return _decode_head(_open(_HEAD, data))
-    except msgspec.MsgspecError as error:
-        raise _unfit(_HEAD, error) from error
+    return _decoded(_HEAD, "RunHead", data, _decode_head)
 
 
 def encode_vitals(vitals: RunVitals) -> bytes:
@@ -157,10 +178,7 @@ def encode_vitals(vitals: RunVitals) -> bytes:
 
 
 def decode_vitals(data: bytes) -> RunVitals:
-    try:
-        return _decode_vitals(_open(_VITALS, data))
-    except msgspec.MsgspecError as error:
-        raise _unfit(_VITALS, error) from error
+    return _decoded(_VITALS, "RunVitals", data, _decode_vitals)
 
 
 def encode_step(step: StepState) -> bytes:
@@ -169,10 +187,7 @@ def encode_step(step: StepState) -> bytes:
 
 
 def decode_step(data: bytes) -> StepState:
-    try:
-        return _decode_step(_open(_STEP, data))
-    except msgspec.MsgspecError as error:
-        raise _unfit(_STEP, error) from error
+    return _decoded(_STEP, "StepState", data, _decode_step)
 
 
 def encode_message(message: Message) -> bytes:
@@ -180,10 +195,7 @@ def encode_message(message: Message) -> bytes:
 
 
 def decode_message(data: bytes) -> Message:
-    try:
-        return _decode_message(_open(_MESSAGE, data))
-    except msgspec.MsgspecError as error:
-        raise _unfit(_MESSAGE, error) from error
+    return _decoded(_MESSAGE, "Message", data, _decode_message)
 
 
 def encode_history(item: msgspec.Struct) -> bytes:
@@ -212,6 +224,9 @@ def encode_definition(value: msgspec.Struct) -> bytes:
 def decode_definition(data: bytes, as_type: type[T]) -> T:
     body = _open(_DEFINITION, data)
     try:
+        if data[0] != SCHEMA_VERSION:
+            raw = msgspec.json.decode(body)
+            body = msgspec.json.encode(_upgraded(_DEFINITION, as_type.__name__, data[0], raw))
         return msgspec.json.decode(body, type=as_type)
     except msgspec.MsgspecError as error:
         raise _unfit(_DEFINITION, error) from error
@@ -247,10 +262,17 @@ def decode_finished(blob: bytes) -> FinishedRun:
         return FinishedRun(
             decode_head(plain[vitals_end:head_end]),
             decode_vitals(plain[_LENGTHS:vitals_end]),
-            chunked(_decode_steps(plain[head_end:])),
+            chunked(_decode_steps(_present_steps(blob[0], plain[head_end:]))),
         )
     except (zlib.error, msgspec.MsgspecError) as error:
         raise _unfit(_FINISHED, error) from error
+
+
+def _present_steps(version: int, steps: bytes) -> bytes:
+    if version == SCHEMA_VERSION:
+        return steps
+    raw = msgspec.msgpack.decode(steps)
+    return _encode([_upgraded(_FINISHED, "StepState", version, step) for step in raw])
 
 
 def finished_head(prefix: bytes) -> bytes | None:
@@ -301,8 +323,5 @@ def _decode_as(kind: int, data: bytes, as_type: type[T]) -> T:
     decoder = _decoders.get(as_type)
     if decoder is None:
         decoder = _decoders[as_type] = msgspec.msgpack.Decoder(as_type)
-    try:
-        decoded: T = decoder.decode(_open(kind, data))
-    except msgspec.MsgspecError as error:
-        raise _unfit(kind, error) from error
+    decoded: T = _decoded(kind, as_type.__name__, data, decoder.decode)
     return decoded

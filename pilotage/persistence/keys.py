@@ -7,6 +7,8 @@ means: by design for as long as what it describes exists.
     key                       type    what                                        lives
     N:{sK}:fence              STRING  fencing counter                             stays
     N:{sK}:lease              STRING  `<fence> <owner>`                           TTL
+    N:{sK}:format             STRING  newest schema version of an owner, its release
+                                                                                  stays
     N:{sK}:active             ZSET    sort key of each active run, by due time    stays
     N:{sK}:expire             ZSET    sort key of each removable finished run,
                                       by the time from which it may go            stays
@@ -87,6 +89,7 @@ class Keys:
         self.prefix: Final = prefix
         self.fence: Final = prefix + "fence"
         self.lease: Final = prefix + "lease"
+        self.format: Final = prefix + "format"
         self.active: Final = prefix + "active"
         self.expire: Final = prefix + "expire"
         self._run: Final = prefix + "run:"

@@ -55,6 +55,10 @@ class UnsuitableStoreError(StoreError):
     """Not a server this can be kept in (wrong kind, version, eviction policy, read-only)."""
 
 
+class NewerStoreError(StoreError):
+    """A newer release has owned the store: what it wrote cannot be read by this one."""
+
+
 class BoundReachedError(StoreError):
     """A project has as many of something as it may have; nothing was written. Try later."""
 
@@ -241,7 +245,9 @@ class Store(Protocol):
     # --- ownership ---------------------------------------------------------------------------
 
     async def acquire(self, owner: str, lease_secs: float) -> int:
-        """Take the lease and raise the fence; the new token. `LeaseHeldError` if it is held."""
+        """Take the lease and raise the fence; the new token. `LeaseHeldError` if it is held,
+        `NewerStoreError` if a newer release has owned the store: then nothing was changed.
+        """
         ...
 
     async def renew(self, owner: str, fence: int, lease_secs: float) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from pilotage.persistence import scripts
+from pilotage.persistence import scripts, store_format
 from pilotage.persistence.keys import Keys
 from pilotage.persistence.port import FencedError, LeaseHeldError
 from pilotage.persistence.redis_link import RedisLink
@@ -40,7 +40,13 @@ class RedisStore(RedisRuns, RedisRecords, RedisRepair):
         RedisRuns.__init__(self, self.link, self.keys)
 
     async def open(self) -> None:
+        """Connect; refuses what is no store for us, or that of a newer release."""
         await self.link.open()
+        try:
+            store_format.noted(await self.link.command("GET", self.keys.format))
+        except BaseException:
+            await self.link.close()
+            raise
 
     async def close(self) -> None:
         await self.link.close()
@@ -53,12 +59,14 @@ class RedisStore(RedisRuns, RedisRecords, RedisRepair):
 
         `LeaseHeldError` as soon as it is renewed or taken by somebody else meanwhile.
         """
-        keys = [self.keys.lease, self.keys.fence]
+        keys = [self.keys.lease, self.keys.fence, self.keys.format]
         first_end: int | None = None
         while True:
             fence, held, left_ms, end = await self.link.write(
-                scripts.ACQUIRE, keys, [owner, _ms(lease_secs)]
+                scripts.ACQUIRE, keys, [owner, _ms(lease_secs), store_format.note()]
             )
+            if fence < 0:
+                store_format.noted(held)  # raises: a newer release came between opening and now
             if fence:
                 return int(fence)
             end_ms = int(end)

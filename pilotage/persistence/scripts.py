@@ -53,6 +53,10 @@ end
 ACQUIRE: Final = script(
     CLOCK,
     """
+local noted = redis.call('GET', KEYS[3])
+local newest = noted and tonumber(string.match(noted, '^%d+') or '1e9') or 0
+local mine = tonumber(string.match(ARGV[3], '^%d+'))
+if newest > mine then return {-1, noted, 0, ''} end
 local held = redis.call('GET', KEYS[1])
 if held then
   local left = redis.call('PTTL', KEYS[1])
@@ -60,10 +64,12 @@ if held then
 end
 local fence = redis.call('INCR', KEYS[2])
 redis.call('SET', KEYS[1], fence .. ' ' .. ARGV[1], 'PX', ARGV[2])
+if newest < mine then redis.call('SET', KEYS[3], ARGV[3]) end
 return {fence, '', 0, ''}
 """,
 )
-"""KEYS lease fence; ARGV owner lease-ms. {token or 0, lease, ms left, server ms of its end}"""
+"""KEYS lease fence format; ARGV owner lease-ms note. {token, '', 0, ''}; it is held:
+{0, lease, ms left, server ms of its end}; a newer release has owned it: {-1, note, 0, ''}"""
 
 RENEW: Final = script("""
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'f' end

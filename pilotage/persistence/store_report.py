@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
+from pilotage.persistence import store_format
 from pilotage.persistence.keys import Keys
-from pilotage.persistence.port import UnsuitableStoreError
+from pilotage.persistence.port import NewerStoreError, UnsuitableStoreError
 from pilotage.persistence.redis_link import INFO_SECTIONS, described, explanation, unsuitable
 from pilotage.persistence.redis_wire import Address, Wires, packed
 
@@ -26,6 +27,7 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
     """A store of a suitable kind. `problems`: why it takes no writes, or soon will not. `risks`:
     what may lose some.
 
+    format      which releases may open it; None: it says nothing yet
     fence       how often ownership has changed; 0: no server has ever used this namespace
     holder      who has the lease, and for how many seconds more
     skew_secs   how far the store's clock is ahead of ours
@@ -35,6 +37,7 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str]
     risks: list[str]
     memory: str
+    format: store_format.StoreFormat | None
     fence: int
     holder: str | None
     lease_left_secs: float
@@ -59,20 +62,28 @@ async def _ask(wires: Wires, keys: Keys) -> StoreReport:
     unfit = unsuitable(info)
     if unfit:
         raise UnsuitableStoreError("; ".join(unfit))
-    (seconds, micros), held, left_ms, fence = await wires.ask_all(
+    (seconds, micros), held, left_ms, fence, note = await wires.ask_all(
         [
             packed("TIME"),
             packed("GET", keys.lease),
             packed("PTTL", keys.lease),
             packed("GET", keys.fence),
+            packed("GET", keys.format),
         ]
     )
+    problems = refusals(info)
+    try:
+        known = store_format.noted(note)
+    except NewerStoreError as error:
+        known = None
+        problems.append(str(error))
     name = "Valkey" if "valkey_version" in info else "Redis"
     return StoreReport(
         version=f"{name} {info.get('valkey_version', info.get('redis_version', 'unknown'))}",
-        problems=refusals(info),
+        problems=problems,
         risks=risks(info),
         memory=memory(info),
+        format=known,
         fence=int(fence or 0),
         holder=None if held is None else held.decode().partition(" ")[2],
         lease_left_secs=max(left_ms, 0) / 1000,

@@ -36,7 +36,12 @@ SURFACES = ("litestar", "uvicorn", "click", "rich")
 LAYERS = {
     "pilotage/runtime": Layer(ours=("pilotage.runtime",), pure=PURE),
     "pilotage/persistence": Layer(
-        ours=("pilotage.runtime", "pilotage.persistence", "pilotage.settings"),
+        ours=(
+            "pilotage.runtime",
+            "pilotage.persistence",
+            "pilotage.settings",
+            "pilotage.__version__",
+        ),
         forbidden=("pykka", "aiohttp", *SURFACES),
     ),
     "pilotage/actors": Layer(

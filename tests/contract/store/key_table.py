@@ -13,6 +13,7 @@ ID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 TABLE: Final[list[tuple[str, set[str], bool]]] = [
     (r"fence", {"string"}, False),
     (r"lease", {"string"}, True),
+    (r"format", {"string"}, False),
     (r"active", {"zset"}, False),
     (r"expire", {"zset"}, False),
     (rf"run:{ID}", {"hash", "string"}, False),

@@ -153,6 +153,6 @@ async def test_a_purge_finds_a_run_in_any_project_and_namespace_with_odd_charact
         with pytest.raises(FencedError):
             await store.purge_runs([lives[0].id], fence + 1)
         keys = await store.link.command("KEYS", "*")
-        assert sorted(key.rpartition(b":")[2] for key in keys) == [b"fence", b"lease"]
+        assert sorted(key.rpartition(b":")[2] for key in keys) == [b"fence", b"format", b"lease"]
     finally:
         await store.close()
