@@ -16,6 +16,7 @@ from pilotage.runtime.recovery import recovery_effects
 from pilotage.runtime.state import RunState, delay_ms, satisfies
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 from pilotage.runtime.views import step_views
+from tests.simulation.explained import told_wrong
 from tests.simulation.ledger import Shadow, ViolationError, is_limited
 
 LOOKS = 4
@@ -80,7 +81,8 @@ async def nothing_stands_still(world: World) -> None:
     passivated = away and world.plan.passivate_secs  # what woke a run then waits for its load
     restarts = world.plan.failures or world.plan.poisons or passivated
     await _persisting(world, _unmoved, RESTART_SECS if restarts else LOOKS * LOOK_SECS)
-    await _persisting(world, _undelivered, PATIENCE_SECS if away else PATIENCE_SECS / 6)
+    patience = away or world.plan.unheard
+    await _persisting(world, _undelivered, PATIENCE_SECS if patience else PATIENCE_SECS / 6)
 
 
 async def _persisting(
@@ -116,6 +118,7 @@ def _undelivered(world: World, _: Runtime) -> Iterator[str]:
 
 def _standing(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
     yield from _not_armed(world, runtime, run)
+    yield from told_wrong(world, runtime, run)
     state = run.state
     for i, step in enumerate(run.steps):
         if step.status is StepStatus.RUNNING:

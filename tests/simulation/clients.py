@@ -12,6 +12,7 @@ from pilotage.actors.gateway import Gateway
 from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.principal import ADMIN
 from pilotage.persistence.port import StoreUnavailableError
+from pilotage.runtime.errors import DefinitionError
 from pilotage.runtime.state import RunState
 from pilotage.runtime.status import RunStatus, WaitingFor
 from pilotage.runtime.validation import ParsedTrigger
@@ -80,6 +81,7 @@ class Clients:
             payload={"n": rnd.randrange(3)},
             tags={"by": sent.actor},
             delay_secs=rnd.choice((0.0, 0.0, 0.0, 0.7)),
+            disabled=frozenset({"s0"} if rnd.random() < 0.1 else ()),
         )
 
         async def work(gateway: Gateway, idempotency: Idempotency) -> str:
@@ -125,7 +127,7 @@ class Clients:
             except ConnectionError:
                 sent.unsure = True
                 world.note("lost", *about)
-            except ApplicationError as error:
+            except (ApplicationError, DefinitionError) as error:
                 sent.acknowledged = False
                 world.note("refused", *about, type(error).__name__)
                 return False
@@ -153,6 +155,13 @@ class Clients:
                 raise ViolationError(f"{sent.run_id}: a replayed step is {step.status} as before")
 
     # --- afterwards ----------------------------------------------------------------------------
+
+    async def widen(self) -> None:
+        """Some give more slots to those who wait for one."""
+        for verb in ("raise_workflow_limit", "raise_job_limit"):
+            if self._rnd.random() < 0.3:
+                sent = Sent("helper", verb)
+                await self._help(VERBS[verb](self._world, sent, self._rnd))
 
     async def finish(self) -> None:
         """People come back: what was paused is resumed, what waits for them gets their answer."""
@@ -197,7 +206,7 @@ class Clients:
     async def _help(self, work: Work) -> None:
         try:
             await self._world.request(work)
-        except ApplicationError as error:
+        except ApplicationError as error:  # what it is about may have gone
             if isinstance(error, UnavailableError):
                 raise ViolationError(f"in calm: {error}") from None
 

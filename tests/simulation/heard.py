@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 Histories = dict[str, list[HistoryEntry]]
-_ELSEWHERE = frozenset({"retry_run", "bulk_cancel", "bulk_replay", "replay_subtree", "get", "list"})
+_ELSEWHERE = frozenset({"retry_run", "bulk_cancel", "bulk_replay", "replay_subtree", "get", "read",
+                        "list"})  # fmt: skip
 """What these made stands under other runs, or was looked at when it was answered."""
 MINUTE_MS = 60_000
 

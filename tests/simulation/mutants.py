@@ -7,14 +7,17 @@ The product has no switch for any of them. The name says what is broken.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
-from pilotage.actors import outside, run_actor, run_write
+from pilotage.actors import gateway, outside, run_actor, run_write
 from pilotage.actors.admission import Admission
+from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.event_hub import EventHub
+from pilotage.actors.executors.dispatch import Executors
+from pilotage.actors.executors.port import Attempt
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.messages import Answer
 from pilotage.actors.outside import Outside
@@ -33,6 +36,7 @@ from pilotage.runtime.effects import (
     StartAttempt,
     TellChild,
 )
+from pilotage.runtime.insight_reasons import Reasons
 from pilotage.runtime.status import StepStatus
 
 Patch = tuple[object, str, object]
@@ -235,15 +239,15 @@ def attempt_not_dispatched_again() -> list[Patch]:
 
 
 @mutant
-def double_dispatch_after_recovery() -> list[Patch]:
-    """After a crash an attempt is dispatched again, and once more under the next number."""
-    return _recovering(
-        lambda e: (
-            (e, msgspec.structs.replace(e, attempt=e.attempt + 1))
-            if isinstance(e, StartAttempt)
-            else (e,)
-        )
-    )
+def double_dispatch() -> list[Patch]:
+    """An attempt is dispatched, and once more under the next number."""
+    original: Any = Executors.start
+
+    def start(self: Executors, attempt: Attempt, report: Any) -> None:
+        original(self, attempt, report)
+        original(self, msgspec.structs.replace(attempt, attempt=attempt.attempt + 1), report)
+
+    return [(Executors, "start", start)]
 
 
 @mutant
@@ -303,12 +307,41 @@ def early_event_left_behind() -> list[Patch]:
 @mutant
 def delivery_given_up() -> list[Patch]:
     """What cannot be delivered to another run at once is not tried again, and acknowledged."""
-    original: Any = Outside._deliver
 
-    async def deliver(self: Outside, effect: Effect, message_id: str | None) -> None:
-        try:
-            await original(self, effect, message_id)
-        except outside._NOT_NOW:
-            return
+    async def insist(self: Outside, effect: Effect, message_id: str | None, *, again: bool) -> None:
+        with suppress(*outside._NOT_NOW):
+            await self._deliver(effect, message_id, again=again)
 
-    return [(Outside, "_deliver", deliver)]
+    return [(Outside, "_insist", insist)]
+
+
+# --- what is told of it --------------------------------------------------------------------------
+
+
+@mutant
+def place_not_explained() -> list[Patch]:
+    """Nobody is told where a run or a step stands in its queue."""
+    return [(gateway, "notes_about", lambda *_: {})]
+
+
+@mutant
+def wrong_time_explained() -> list[Patch]:
+    """What waits for its timer is said to wait a second longer."""
+    original: Any = Reasons.of
+
+    def of(self: Reasons, *given: Any) -> Any:
+        found = original(self, *given)
+        late_ms = None if found.until_ms is None else found.until_ms + 1000
+        return msgspec.structs.replace(found, until_ms=late_ms)
+
+    return [(Reasons, "of", of)]
+
+
+@mutant
+def new_limit_not_told() -> list[Patch]:
+    """A workflow has more slots, and those who wait for one do not get them."""
+
+    def changed(self: Runtime, workflow: Workflow) -> None:
+        self.cron.watch(workflow)
+
+    return [(Runtime, "_workflow_changed", changed)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from pilotage.actors import collector, housekeeping, idle_runs, runtime, writer
 from pilotage.actors.kernel import dispatcher, mailbox
+from pilotage.actors.outside import Outside
 from pilotage.persistence import memory
 from tests.simulation.loop import SimLoop
 from tests.simulation.outside import Jobs, SimExecutor
@@ -48,7 +49,9 @@ class _NoCollection:
 
 
 @contextmanager
-def patched(loop: SimLoop, rnd: Random, jobs: Jobs, *, fold_secs: float) -> Generator[None]:
+def patched(
+    loop: SimLoop, rnd: Random, jobs: Jobs, *, fold_secs: float, deliver: object
+) -> Generator[None]:
     executor = type("BoundSimExecutor", (SimExecutor,), {"world": jobs})
     time = _Time(loop)
 
@@ -64,6 +67,7 @@ def patched(loop: SimLoop, rnd: Random, jobs: Jobs, *, fold_secs: float) -> Gene
         (collector, "gc", _NoCollection),
         (runtime, "HttpExecutor", executor),
         (writer, "random", rnd),
+        (Outside, "_deliver", deliver),
         (housekeeping, "WATCH_SECS", 2.0),
         (idle_runs, "FOLD_AFTER_SECS", fold_secs),
         (memory, "_POLL_SECS", 0.25),

@@ -27,6 +27,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     partitions       the owner does not reach the store, others do
     rivals           a second server is started
     poisons          the actor of one run raises until the run is quarantined
+    unheard          share of messages to other runs that are not taken, and not answered
     cron             a workflow is started every minute
     retention_secs   how long finished runs are kept
     fold_secs, passivate_secs   after which an idle run loses its actor, and leaves memory
@@ -51,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int
     rivals: int
     poisons: int
+    unheard: float
     cron: bool
     retention_secs: int
     fold_secs: float
@@ -59,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     lease_secs: int = 3
 
 
+FULL_MINUTE_MS = 1_700_000_100_000
 _KILLS = (Fate.KILLED_BEFORE, Fate.KILLED_ARRIVED, Fate.KILLED_AFTER, Fate.KILLED_TOLD)
 
 
@@ -77,6 +80,8 @@ def plan_of(seed: int) -> Plan:
     kill = perhaps(0.5, 0.008)
     fates |= dict.fromkeys(_KILLS, kill)
     slow = perhaps(0.4, 0.1)
+    # a minute begins at any instant, or while workflows are defined and in the storm
+    until_minute_ms = rnd.choice((rnd.randrange(60_000), rnd.randrange(16_000)))
     return Plan(
         workflows=rnd.choice((1, 2, 2, 3)),
         max_steps=rnd.choice((2, 4, 6, 8)),
@@ -107,9 +112,10 @@ def plan_of(seed: int) -> Plan:
         partitions=rnd.choice((0, 0, 0, 1)),
         rivals=rnd.choice((0, 0, 0, 1)),
         poisons=rnd.choice((0, 0, 0, 0, 1)),
+        unheard=perhaps(0.4, 0.2),
         cron=rnd.random() < 0.2,
         retention_secs=rnd.choice((86_400, 86_400, 3)),
         fold_secs=rnd.choice((0.1, 0.5, 5.0)),
         passivate_secs=rnd.choice((0, 1, 600)),
-        start_ms=1_700_000_000_000 + rnd.randrange(60_000),
+        start_ms=FULL_MINUTE_MS - until_minute_ms,
     )

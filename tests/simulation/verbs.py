@@ -11,9 +11,10 @@ import msgspec
 from pilotage.actors.gateway import Gateway
 from pilotage.actors.principal import Principal
 from pilotage.persistence.port import RunQuery
+from pilotage.runtime.insight import explain
 from pilotage.runtime.status import WaitingFor
-from pilotage.runtime.validation_jobs import parse_job_patch
-from tests.simulation.workflows import APPROVER, EVENTS, LIMITED_JOBS
+from tests.simulation import definitions
+from tests.simulation.workflows import APPROVER, EVENTS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -118,41 +119,21 @@ def _list(_: World, sent: Sent, __: Random) -> Work:
     return call("list_runs", RunQuery(project_id=PROJECT, limit=50))
 
 
-def _raise_workflow_limit(world: World, sent: Sent, rnd: Random) -> Work:
-    """A new version with one slot more. Not of the workflow with a schedule: a change of it says
-    that what it missed before is not to be made up for.
-    """
-    slug = f"w{rnd.randrange(max(1, world.plan.workflows - world.plan.cron))}"
-    sent.run_id = ""
+def _read(_: World, sent: Sent, rnd: Random) -> Work:
+    """Everything else that can be seen of a run."""
+    caller, run_id = who(sent.actor), sent.run_id
 
-    async def work(gateway: Gateway) -> None:
-        workflow = await gateway.catalog.workflow(PROJECT, slug)
-        limit = workflow.spec.max_concurrent_runs
-        if limit and workflow.spec.cron is None:
-            most = world.limits.runs
-            most[workflow.id] = max(most[workflow.id], limit + 1)
-            patch = {"max_concurrent_runs": limit + 1}
-            parsed = await gateway.catalog.parse_patch(workflow, patch)
-            world.unsure_limits.add(workflow.id)
-            await gateway.catalog.update_workflow(workflow, parsed, updated_by=sent.actor)
-            world.unsure_limits.discard(workflow.id)
+    async def explanation(gateway: Gateway, **_: Any) -> object:
+        state = await gateway.get_run(run_id, caller)
+        return explain(state, gateway.notes(state))
 
-    return work
-
-
-def _raise_job_limit(world: World, sent: Sent, rnd: Random) -> Work:
-    slug = rnd.choice(LIMITED_JOBS)
-    sent.run_id = ""
-
-    async def work(gateway: Gateway) -> None:
-        job = await gateway.catalog.job(PROJECT, slug)
-        limit = (job.spec.max_concurrency or 0) + 1
-        world.limits.jobs[job.id] = max(world.limits.jobs[job.id], limit)
-        world.unsure_limits.add(job.id)
-        await gateway.catalog.update_job(job, parse_job_patch({"max_concurrency": limit}, job))
-        world.unsure_limits.discard(job.id)
-
-    return work
+    return rnd.choice(
+        (
+            explanation,
+            call("steps", run_id, caller),
+            call("history", run_id, caller, 0, 50),
+        )
+    )
 
 
 VERBS: dict[str, Make] = {
@@ -172,11 +153,16 @@ VERBS: dict[str, Make] = {
     "bulk_replay": _bulk("bulk_replay"),
     "get": _get,
     "list": _list,
-    "raise_workflow_limit": _raise_workflow_limit,
-    "raise_job_limit": _raise_job_limit,
+    "read": _read,
+    "raise_workflow_limit": definitions.raise_workflow_limit,
+    "change_workflow": definitions.change_workflow,
+    "switch_workflow": definitions.switch_workflow,
+    "delete_workflow": definitions.delete_workflow,
+    "raise_job_limit": definitions.raise_job_limit,
 }
 DRY = frozenset({"skip", "force_complete", "retry_step", "replay_subtree", "retry_run",
                  "bulk_cancel"})  # fmt: skip
 KEYED = frozenset({"cancel", "pause", "resume", "pin", "retry_run", "skip", "force_complete",
                    "retry_step", "replay_subtree", "approve", "reject"})  # fmt: skip
-OF_NO_RUN = frozenset({"send_event", "list", "raise_workflow_limit", "raise_job_limit"})
+OF_NO_RUN = frozenset({"send_event", "list", "raise_workflow_limit", "change_workflow",
+                       "switch_workflow", "delete_workflow", "raise_job_limit"})  # fmt: skip

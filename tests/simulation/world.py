@@ -22,6 +22,7 @@ from pilotage.persistence.port import RunWrite, Verdict
 from pilotage.runtime.graph import StepGraph
 from tests.simulation import calm, ended
 from tests.simulation.clients import Clients
+from tests.simulation.deliveries import unreliable
 from tests.simulation.disasters import disasters
 from tests.simulation.ledger import AttemptKey, Ledger, Limits, ViolationError
 from tests.simulation.loop import Process, SimLoop
@@ -91,7 +92,10 @@ class World:
 
     def slots_of(self, kind: Literal["workflow", "job"], record_id: str) -> int:
         """How many there are by the definition that is stored now; 0: no limit."""
-        data = self.store.records[kind, record_id].data
+        stored = self.store.records.get((kind, record_id))
+        if stored is None:
+            return 0  # it was deleted
+        data = stored.data
         if kind == "workflow":
             return codec.decode_definition(data, Workflow).spec.max_concurrent_runs
         return codec.decode_definition(data, Job).spec.max_concurrency or 0
@@ -212,6 +216,8 @@ class World:
         await clients.mend()
         await asyncio.sleep(QUIET_SECS)
         await calm.nothing_stands_still(self)
+        await clients.widen()
+        await calm.nothing_stands_still(self)
         await clients.finish()
         await asyncio.sleep(QUIET_SECS)
         await ended.all_is_over(self, clients)
@@ -307,7 +313,14 @@ def play(seed: int, *, keep_lines: bool = False, plan: Plan | None = None) -> Re
     logger.addHandler(errors)
     propagate, logger.propagate = logger.propagate, False
     try:
-        with patched(loop, world.random("product"), world.jobs, fold_secs=world.plan.fold_secs):
+        deliver = unreliable(world, world.random("deliveries"))
+        with patched(
+            loop,
+            world.random("product"),
+            world.jobs,
+            fold_secs=world.plan.fold_secs,
+            deliver=deliver,
+        ):
             main = loop.create_task(world.story())
             try:
                 loop.run_until_complete(main)
