@@ -36,7 +36,7 @@ from pilotage.runtime.effects import (
     StartAttempt,
     TellChild,
 )
-from pilotage.runtime.insight_reasons import Reasons
+from pilotage.runtime.insight_reasons import Note, Reasons
 from pilotage.runtime.status import StepStatus
 
 Patch = tuple[object, str, object]
@@ -321,7 +321,11 @@ def delivery_given_up() -> list[Patch]:
 @mutant
 def place_not_explained() -> list[Patch]:
     """Nobody is told where a run or a step stands in its queue."""
-    return [(gateway, "notes_about", lambda *_: {})]
+
+    def nobody(*_: object) -> dict[int | None, Note]:
+        return {}
+
+    return [(gateway, "notes_about", nobody)]
 
 
 @mutant
