@@ -109,7 +109,8 @@ class Faults:
         if self._dice.random() < 0.8:
             await self._fleet.up()
             await self._a_while((0.0, 1.0))
-        self._strike("kill_server", signal.SIGKILL)
+        while not self._strike("kill_server", signal.SIGKILL):  # it had just ended by itself
+            await self._fleet.up()
 
     async def stop_and_start(self) -> None:
         """SIGTERM: it must end with 0, whatever is in progress."""
