@@ -68,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: LogLevel = "info"
     shards: int = 1
     namespace: str = "pilotage"
+    store_wait_secs: int = 30
     lease_secs: int = 10
     grace_secs: int = 30
     rate_limit: int = 0
@@ -257,6 +258,11 @@ ROWS: tuple[Row, ...] = (
         "namespace",
         _pattern(r"[a-z0-9][a-z0-9_-]{0,31}", "1 to 32 of a-z, 0-9, '-' and '_'"),
         "prefix of all keys in the store",
+    ),
+    _row(
+        "store_wait_secs",
+        _duration(0, 3_600),
+        "how long a start waits for a store that is away, or loads and gets no further",
     ),
     _row("lease_secs", _duration(1, 300), "how long a lease on a shard holds without renewal"),
     _row("grace_secs", _duration(0, 3_600), "what attempts in progress get at a stop"),

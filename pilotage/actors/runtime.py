@@ -37,7 +37,7 @@ from pilotage.actors.kernel import Clock, LoopDispatcher, SystemClock, Timers
 from pilotage.actors.messages import Answer, QuarantinedError
 from pilotage.actors.metrics import Metrics
 from pilotage.actors.observed import observe
-from pilotage.actors.ownership import give_lease_back, why_fenced
+from pilotage.actors.ownership import give_lease_back, take_store, why_fenced
 from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.recover import recover
 from pilotage.actors.retention import Retention
@@ -80,6 +80,8 @@ class Runtime:
         self.clock: Clock = clock or SystemClock()
         self.metrics = metrics or Metrics()
         self.embedded: EmbeddedServer | None = None
+        self.assembled: asyncio.Event = asyncio.Event()
+        """The gateway is there and answers, most of it with 503 until all is recovered."""
         self.fenced: asyncio.Event = asyncio.Event()
         self.owner = f"{socket.gethostname()} pid {os.getpid()} {secrets.token_hex(4)}"
         self._counters = {
@@ -124,6 +126,7 @@ class Runtime:
         try:
             await self._open_store()
             await self._put_together()
+            self.assembled.set()
             self.writer.start()
             self.housekeeping.start()  # the lease must not run out while runs are recovered
             await self._recover()
@@ -142,21 +145,26 @@ class Runtime:
             raise PilotageError("PILOTAGE_SHARDS: only 1 is possible in this release")
         if self._given_store is not None:
             self.store = self._given_store
-            await self.store.open()
-            self._fence = await self.store.acquire(self.owner, settings.lease_secs)
-            return
-        url = settings.redis_url
-        if url is None:
-            self.embedded = EmbeddedServer(
-                settings.data_dir, fsync=settings.snapshot_fsync, binary=settings.server_binary
-            )
-            url = await self.embedded.start()
-        store = RedisStore(url, namespace=settings.namespace)
-        self.store = store
+        elif settings.redis_url is not None:
+            self.store = RedisStore(settings.redis_url, namespace=settings.namespace)
+        else:
+            await self._open_own_store()
+        self._fence = await take_store(
+            self.store,
+            self.owner,
+            lease_secs=settings.lease_secs,
+            wait_secs=settings.store_wait_secs,
+        )
+
+    async def _open_own_store(self) -> None:
+        """The embedded server, whose last owner is known to be gone."""
+        settings = self.settings
+        self.embedded = EmbeddedServer(
+            settings.data_dir, fsync=settings.snapshot_fsync, binary=settings.server_binary
+        )
+        store = self.store = RedisStore(await self.embedded.start(), namespace=settings.namespace)
         await store.open()
-        if self.embedded is not None:
-            await store.forget_lease()
-        self._fence = await store.acquire(self.owner, settings.lease_secs)
+        await store.forget_lease()
 
     async def _put_together(self) -> None:
         tokens = RunTokens(await self.store.secret("run-tokens"))

@@ -2,6 +2,7 @@
 
 Start: the port is looked at first (a server that cannot listen must not move runs), then store,
 fence and recovery, while HTTP answers already (`/health/ready` says 503 until all is recovered).
+A stop that is asked for meanwhile ends the start wherever it is, and gives back what it has taken.
 Stop: readiness off, attempts in progress get the grace, everything is flushed, then HTTP ends. A
 second signal ends the process at once; what was acknowledged is in the store either way.
 """
@@ -36,7 +37,6 @@ from pilotage.settings import Settings
 
 logger = logging.getLogger("pilotage.server")
 
-_LOOK_SECS = 0.005
 PUT_AGAIN_SECS = 0.5
 
 
@@ -115,10 +115,7 @@ async def serving(
     starting = asyncio.create_task(runtime.start(), name="start")
     http: RunningServer | None = None
     try:
-        while not hasattr(runtime, "gateway") and not starting.done():
-            await asyncio.wait({starting}, timeout=_LOOK_SECS)
-        if starting.done():
-            starting.result()  # raises what kept it from starting
+        await _unless_stopped(starting, stop, enough=runtime.assembled)
         web = create_app(runtime.gateway, settings, metrics=metrics)
         http = await serve_app(web, settings.host, settings.port)
         await _unless_stopped(starting, stop)
@@ -138,15 +135,24 @@ class StoppedError(PilotageError):
     """A stop was asked for before the server was up."""
 
 
-async def _unless_stopped(starting: asyncio.Task[None], stop: asyncio.Event | None) -> None:
-    """Wait for the start, and no longer when a stop is asked for meanwhile."""
-    stop = stop or asyncio.Event()
-    asked = asyncio.create_task(stop.wait())
-    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
+async def _unless_stopped(
+    starting: asyncio.Task[None],
+    stop: asyncio.Event | None,
+    *,
+    enough: asyncio.Event | None = None,
+) -> None:
+    """Wait for the end of the start, or until it has come far `enough`, and no longer when a stop
+    is asked for meanwhile. Raises what kept it from starting.
+    """
+    waits = [asyncio.create_task(event.wait()) for event in (stop, enough) if event is not None]
+    try:
+        await asyncio.wait({starting, *waits}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
     if starting.done():
         starting.result()
-    if stop.is_set():
+    if stop is not None and stop.is_set():
         raise StoppedError("stopped before the start was complete")
 
 

@@ -35,6 +35,14 @@ class StoreUnavailableError(StoreError):
     """
 
 
+class StoreLoadingError(StoreUnavailableError):
+    """It is loading its data and will be there. `loaded`: bytes so far; None: it does not tell."""
+
+    def __init__(self, message: str, loaded: int | None = None) -> None:
+        super().__init__(message)
+        self.loaded = loaded
+
+
 class StoreFullError(StoreUnavailableError):
     """It has no memory for this write; one that only ends runs, or removes them, it may take."""
 

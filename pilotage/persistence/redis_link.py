@@ -34,6 +34,7 @@ from redis.exceptions import (
 from pilotage.persistence.port import (
     StoreError,
     StoreFullError,
+    StoreLoadingError,
     StoreUnavailableError,
     UnsuitableStoreError,
 )
@@ -55,6 +56,10 @@ _CAUSES: Final = {
     "MASTERDOWN": "its master is away",
     "CLUSTERDOWN": "its cluster is down",
     "TRYAGAIN": "its cluster moves slots",
+}
+_KINDS: Final[Mapping[str, type[StoreUnavailableError]]] = {
+    "OOM": StoreFullError,
+    "LOADING": StoreLoadingError,
 }
 # Inside a script Redis 6.2 wraps the words of the error in its own.
 _CODE: Final = re.compile(rf"\b({'|'.join(_CAUSES)})\b")
@@ -187,6 +192,8 @@ class RedisLink:
         problems = unsuitable(info)
         if problems:
             raise UnsuitableStoreError(f"store {_masked(self.url)}: " + "; ".join(problems))
+        if int(info.get("loading", 0)):
+            raise loading(info)
         if not int(info.get("aof_enabled", 1)):
             _log.warning(
                 "store %s has no append-only file: its restart loses what was written since its "
@@ -226,6 +233,16 @@ def unsuitable(info: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def loading(info: Mapping[str, str]) -> StoreLoadingError:
+    """How far a server is that loads its data, as far as it tells."""
+    text = f"the store is not available: {_CAUSES['LOADING']}"
+    loaded = info.get("loading_loaded_bytes", "")
+    if not loaded.isdigit():
+        return StoreLoadingError(text)
+    part, left = info.get("loading_loaded_perc", "?"), info.get("loading_eta_seconds", "?")
+    return StoreLoadingError(f"{text} ({part} %, about {left} s left)", int(loaded))
+
+
 def _opened(wires: Wires | None) -> Wires:
     if wires is None:
         raise StoreUnavailableError("the store is not open")
@@ -246,7 +263,7 @@ def explanation(error: Exception, timeout_secs: float) -> StoreError:
     text = str(error) or type(error).__name__
     found = _CODE.search(text) if isinstance(error, ResponseError) else None
     if found is not None:
-        kind = StoreFullError if found[1] == "OOM" else StoreUnavailableError
+        kind = _KINDS.get(found[1], StoreUnavailableError)
         return kind(f"the store is not available: {_CAUSES[found[1]]}")
     if isinstance(error, MaxConnectionsError):
         return StoreUnavailableError("all connections to the store are in use")

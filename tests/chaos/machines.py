@@ -137,14 +137,14 @@ class OwnStore:
         self.pid = 0
         self._watcher: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> None:
+    async def start(self, *options: str) -> None:
         self.folder.mkdir(exist_ok=True)
         self._watcher = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", WATCHER, "chaos-watch",
             str(self.folder / "note"), str(self.folder / "log"), str(find_server_binary()),
             "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--appendonly", "yes", "--appendfsync", "everysec", "--save", "",
-            "--maxmemory-policy", "noeviction",
+            "--maxmemory-policy", "noeviction", *options,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip

@@ -1,4 +1,5 @@
 """A store that will not do is named at the start: one line, what it is and what to do, status 1.
+One that is away or loading is not waited for here; `test_start_waits` does that.
 
 The same words come from `pilotage doctor`.
 """
@@ -85,6 +86,7 @@ STATES = [
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PILOTAGE_LOG_LEVEL", "error")
+    monkeypatch.setenv("PILOTAGE_STORE_WAIT_SECS", "0")
 
 
 @pytest.mark.parametrize(("name", "words"), STATES, ids=[name for name, _ in STATES])

@@ -31,13 +31,15 @@ class World:
         )
         self.admin: Any = Redis(port=self.store.port, decode_responses=True)
 
-    def new_server(self) -> ServerProcess:
+    def new_server(self, **settings: str) -> ServerProcess:
+        """Not started yet. `settings`: of the environment, others than usual."""
         env = {
             "PILOTAGE_ADMIN_KEY": ADMIN_KEY,
             "PILOTAGE_LEASE_SECS": "2",
             "PILOTAGE_GRACE_SECS": "2",
             "PILOTAGE_LOG_FORMAT": "json",
             "CHAOS_LOG": str(self.folder / "executions"),
+            **settings,
         }
         url = f"redis://127.0.0.1:{self.store.port}/0"
         args = ["--port", "0", "--redis-url", url, "--app", "tests.chaos.app:app"]

@@ -137,7 +137,12 @@ def test_print_config_says_what_holds_and_masks_secrets(tmp_path: Path) -> None:
         (["--app", "no_such_module:app"], {}, USAGE, "no_such_module"),
         (["--app", "tests.cli.flows:nothing"], {}, USAGE, "it has app"),
         (["--app", "tests.cli.broken_module:app"], {}, FAILED, "broken_module.py:3"),
-        (["--redis-url", "redis://127.0.0.1:9/0"], {}, FAILED, "127.0.0.1:9"),
+        (
+            ["--redis-url", "redis://127.0.0.1:9/0", "--store-wait-secs", "0"],
+            {},
+            FAILED,
+            "127.0.0.1:9",
+        ),
     ],
 )
 def test_what_keeps_it_from_starting_is_one_line(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from pilotage.persistence import scripts, scripts_runs
+from pilotage.persistence import redis_store, scripts, scripts_runs
 from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.port import (
     IdempotencyRecord,
@@ -294,6 +294,64 @@ async def test_a_user_without_the_rights(valkey_url: str, admin: Redis) -> None:
         await store.close()
     finally:
         await admin.acl_deluser("weak")
+
+
+@asynccontextmanager
+async def held_up(admin: Any) -> AsyncGenerator[None]:
+    """Writes are answered only afterwards."""
+    await admin.execute_command("CLIENT", "PAUSE", "60000", "WRITE")
+    try:
+        yield
+    finally:
+        await admin.execute_command("CLIENT", "UNPAUSE")
+
+
+async def asking(store: RedisStore, admin: Redis) -> asyncio.Task[int]:
+    """Somebody who wants the lease; the server has the request and does not answer."""
+    before = await blocked(admin)
+    wanted = asyncio.create_task(store.acquire("impatient", 60.0))
+
+    async def has_it() -> bool:
+        return await blocked(admin) > before
+
+    await wait_until(has_it, "the server has the request")
+    return wanted
+
+
+async def blocked(admin: Redis) -> int:
+    return int((await admin.info("clients"))["blocked_clients"])
+
+
+async def test_who_gives_up_waiting_for_the_lease_leaves_none_behind(
+    valkey_url: str, admin: Redis
+) -> None:
+    store, other = RedisStore(valkey_url), RedisStore(valkey_url)
+    await store.open()
+    await other.open()
+    async with held_up(admin):
+        wanted = await asking(store, admin)
+        wanted.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await wanted
+    assert await admin.exists(store.keys.lease) == 0
+    assert await other.acquire("other", 60.0) == 2, "the first one was given back"
+    await store.close()
+    await other.close()
+
+
+async def test_a_silent_store_does_not_hold_up_who_gives_up(
+    valkey_url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "_FORGO_SECS", 0.05)
+    store = RedisStore(valkey_url)
+    await store.open()
+    async with held_up(admin):
+        wanted = await asking(store, admin)
+        wanted.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await wanted
+        await store.close()
 
 
 async def test_something_that_is_no_redis(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from redis import exceptions as errors
 from pilotage.persistence.port import (
     StoreError,
     StoreFullError,
+    StoreLoadingError,
     StoreUnavailableError,
     UnsuitableStoreError,
 )
-from pilotage.persistence.redis_link import RedisLink, explanation, unsuitable
+from pilotage.persistence.redis_link import RedisLink, explanation, loading, unsuitable
 
 GOOD: dict[str, Any] = {
     "redis_version": "6.2.0",
@@ -59,6 +60,21 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert len(unsuitable(GOOD | everything)) == 4
 
 
+def test_a_server_that_loads_says_how_far_it_is() -> None:
+    told = loading(
+        {
+            "loading_loaded_bytes": "4096",
+            "loading_loaded_perc": "40.00",
+            "loading_eta_seconds": "6",
+        }
+    )
+    assert told.loaded == 4096
+    assert str(told).endswith("it is loading its data (40.00 %, about 6 s left)")
+    silent = loading({})
+    assert silent.loaded is None
+    assert str(silent).endswith("it is loading its data")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
@@ -67,7 +83,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         (errors.TimeoutError("x"), StoreUnavailableError, "did not answer within 3 s"),
         (TimeoutError(), StoreUnavailableError, "did not answer within 3 s"),
         (errors.MaxConnectionsError("x"), StoreUnavailableError, "connections"),
-        (errors.ResponseError("LOADING x"), StoreUnavailableError, "loading its data"),
+        (errors.ResponseError("LOADING x"), StoreLoadingError, "loading its data"),
         (errors.ResponseError("OOM command not allowed"), StoreFullError, "out of memory"),
         (errors.ResponseError("READONLY x"), StoreUnavailableError, "become a replica"),
         (errors.ResponseError("MASTERDOWN x"), StoreUnavailableError, "master is away"),
