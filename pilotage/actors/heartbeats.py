@@ -1,8 +1,8 @@
 """Heartbeats of remote attempts: from the first one on, missing them fails the attempt.
 
 That a job has announced heartbeats stands in the record of its attempt, so that it is remembered
-across restarts; when the next one is due is a timer. Timers go by the wall clock, so one that fires
-looks at how long has really been waited: a clock that is set forward fails no attempt.
+across restarts; when the next one is due is a timer that measures a duration: whoever sets the
+clock, forward or back, neither fails an attempt nor gives it more time.
 """
 
 from __future__ import annotations
@@ -38,14 +38,8 @@ class Heartbeats:
 
     def expect(self, run_id: str, step: int, attempt: int, secs: float) -> None:
         """The attempt has failed, retryable, if the next one does not come within `secs`."""
-        clock, timers = self._clock, self._timers
-        since = clock.monotonic()
 
-        def missed(key: TimerKey) -> None:
-            left_ms = round((since + secs - clock.monotonic()) * 1000)
-            if left_ms > 0:
-                timers.set(key, clock.now_ms() + left_ms, missed)
-                return
+        def missed(_: TimerKey) -> None:
             state = self._published(run_id)
             if state is None or not in_progress(state, step, attempt):
                 return  # it ended otherwise
@@ -59,8 +53,9 @@ class Heartbeats:
                 ),
             )
 
-        due_ms = clock.now_ms() + round(secs * 1000)
-        timers.set(_key(run_id, step, attempt), due_ms, missed)
+        left_ms = round(secs * 1000)
+        due_ms = self._clock.now_ms() + left_ms
+        self._timers.set(_key(run_id, step, attempt), due_ms, missed, left_ms)
 
     def forget(self, run_id: str, step: int, attempt: int) -> None:
         """The attempt is over."""

@@ -22,17 +22,18 @@ from pilotage.actors.executors.port import (
     Attempt,
     Completed,
     Failed,
+    Logged,
+    Progressed,
     Report,
     Reporter,
 )
 from pilotage.actors.kernel import MailboxFullError
 from pilotage.actors.messages import AttemptNote, Delivered, QuarantinedError, Release
-from pilotage.actors.services import RUN_TIMER, Services, TimerKey
+from pilotage.actors.services import RUN_TIMER, Services
 from pilotage.persistence.port import StoreError
 from pilotage.runtime.backoff import policy_of
 from pilotage.runtime.commands import (
     AdmitRun,
-    AttemptAccepted,
     AttemptCompleted,
     AttemptFailed,
     CancelRun,
@@ -40,7 +41,6 @@ from pilotage.runtime.commands import (
     Command,
     HoldRun,
     ReopenChild,
-    TimerFired,
 )
 from pilotage.runtime.effects import (
     CancelTimer,
@@ -193,10 +193,13 @@ class Outside:
         self._services.executors.start(attempt, self._reporter(run_id, i, effect.attempt))
 
     def _reporter(self, run_id: str, step: int, attempt: int) -> Reporter:
-        directory = self._services.directory
+        directory, run_timers = self._services.directory, self._services.run_timers
 
         def report(what: Report) -> None:
-            directory.notify(run_id, _as_message(step, attempt, what))
+            if isinstance(what, Accepted):
+                directory.notify(run_id, run_timers.accepted(run_id, step, attempt, what))
+            else:
+                directory.notify(run_id, _as_message(step, attempt, what))
 
         return report
 
@@ -231,8 +234,7 @@ class Outside:
             )
 
     def _schedule_timer(self, effect: ScheduleTimer) -> None:
-        key = (self._run_id, RUN_TIMER if effect.step is None else effect.step)
-        self._services.timers.set(key, effect.due_ms, self._services.timer_fired)
+        self._services.run_timers.arm(self._run_id, effect)
 
     def _cancel_timer(self, effect: CancelTimer) -> None:
         step = RUN_TIMER if effect.step is None else effect.step
@@ -402,33 +404,6 @@ class Outside:
         )
 
 
-class RunTimers:
-    """What the timers of runs call. `published` gives the state of a run in memory."""
-
-    def __init__(self, services: Services, published: Callable[[str], RunState | None]) -> None:
-        self._services = services
-        self._published = published
-
-    def fired(self, key: TimerKey) -> None:
-        run_id, i = key
-        step = None if i == RUN_TIMER else i
-        later = None if step is None else self._really_due(run_id, step)
-        if later is None:
-            self._services.directory.notify(run_id, TimerFired(step=step))
-        else:
-            self._services.timers.set(key, later, self._services.timer_fired)
-
-    def _really_due(self, run_id: str, i: int) -> int | None:
-        """When an attempt that was held back times out, if that is not yet: its time is armed when
-        it is dispatched, and what holds it back must not burn it. None: it is due.
-        """
-        state = self._published(run_id)
-        if state is None or not state.masks.running >> i & 1:
-            return None
-        due = self._services.executors.times_out_ms(run_id, i, state.step(i).attempt)
-        return due if due is not None and due > self._services.clock.now_ms() else None
-
-
 def _is_queued(state: RunState, now: int) -> bool:
     """Whether it has a place in its workflow's queue, or the slot it waited for."""
     waits = state.status is RunStatus.PENDING and not state.vitals.held
@@ -462,7 +437,7 @@ def withdraw(services: Services, state: RunState) -> None:
             services.admission.release_step((head.project_id, spec.job_id), head.id, i)
 
 
-def _as_message(step: int, attempt: int, what: Report) -> object:
+def _as_message(step: int, attempt: int, what: Completed | Failed | Progressed | Logged) -> object:
     if isinstance(what, Completed):
         return AttemptCompleted(step=step, attempt=attempt, output=what.output)
     if isinstance(what, Failed):
@@ -474,8 +449,6 @@ def _as_message(step: int, attempt: int, what: Report) -> object:
             final=what.final,
             retry_after_secs=what.retry_after_secs,
         )
-    if isinstance(what, Accepted):
-        return AttemptAccepted(step=step, attempt=attempt, due_ms=what.times_out_ms)
     return AttemptNote(step=step, attempt=attempt, note=what)
 
 

@@ -49,7 +49,12 @@ from pilotage.runtime.commands import (
 )
 from pilotage.runtime.effects import Effect, ScheduleTimer, StartAttempt
 from pilotage.runtime.machine import Transition, step
-from pilotage.runtime.recovery import attempts_in_progress, recovery_effects, undeliverable
+from pilotage.runtime.recovery import (
+    attempts_in_progress,
+    moved_timeouts,
+    recovery_effects,
+    undeliverable,
+)
 from pilotage.runtime.replies import Done, Late, Reply
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
@@ -413,8 +418,8 @@ class RunActor(LoopActor):
                 self._services.heartbeats.expect(run_id, step, number, secs)
         self._do(e for e in recovery_effects(state, self._now()) if not _of_step(e, held_back))
         self._outside.deliver_all(self._outbox or {})
-        for lost in undeliverable(state):
-            self._command(lost)
+        for told in (*undeliverable(state), *moved_timeouts(state, self._now())):
+            self._command(told)
         if self._is_done():
             self._release(Release())
 

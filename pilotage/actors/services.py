@@ -18,6 +18,7 @@ from pilotage.runtime.status import RunStatus
 
 if TYPE_CHECKING:
     from pilotage.actors.heartbeats import Heartbeats
+    from pilotage.actors.run_timers import RunTimers
 
 TimerKey = tuple[str, int]
 """(run id, step index), step -1 for the run's own timer."""
@@ -33,9 +34,7 @@ class Directory(Protocol):
 
 
 class Services:
-    """`start_child` creates a child run if it is absent. `count` adds one to a named counter.
-    `timer_fired` is what the timers of all runs call: one callback, and no actor is kept by it.
-    """
+    """`start_child` creates a child run if it is absent. `count` adds one to a named counter."""
 
     def __init__(
         self,
@@ -62,4 +61,4 @@ class Services:
         self.hub: EventHub
         self.heartbeats: Heartbeats
         self.start_child: Callable[[RunState, StartChild], Awaitable[None]]
-        self.timer_fired: Callable[[TimerKey], None]
+        self.run_timers: RunTimers

@@ -38,15 +38,11 @@ from pilotage.actors.messages import (
     Release,
     Resume,
 )
-from pilotage.actors.outside import RunTimers, withdraw
+from pilotage.actors.outside import withdraw
 from pilotage.actors.run_actor import RunActor
+from pilotage.actors.run_timers import RunTimers
 from pilotage.actors.services import Services
-from pilotage.persistence.port import (
-    Store,
-    StoredRun,
-    StoreError,
-    StoreUnavailableError,
-)
+from pilotage.persistence.port import Store, StoredRun, StoreError, StoreUnavailableError
 from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command, CreateRun
 from pilotage.runtime.effects import Effect
 from pilotage.runtime.graph import StepGraph
@@ -82,7 +78,7 @@ class Supervisor:
         self._run_limit = run_limit
         self.loader = Loader(store, graph_of)
         self.idle = IdleRuns()
-        services.timer_fired = RunTimers(services, self.published).fired
+        services.run_timers = RunTimers(services, self.published)
         self._entries: dict[str, Entry] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opened = asyncio.Event()
@@ -92,7 +88,7 @@ class Supervisor:
         self._when_ended = self._terminated  # bound once, not once for each run
 
     def open(self) -> None:
-        """Every active run is in memory: commands are taken from now on."""
+        """Every active run has been told to go on: commands are taken from now on."""
         self._opened.set()
 
     # --- reading -----------------------------------------------------------------------------
@@ -141,7 +137,7 @@ class Supervisor:
         Raises `NotFoundError`, `QuarantinedError`, `UnavailableError`.
         """
         self._refuse_if_away()
-        await self._wait_open()
+        await self.wait_open()
         with in_bounded_time():
             async with asyncio.timeout(ASK_TIMEOUT_SECS):
                 return await self._ask(run_id, message)
@@ -154,7 +150,8 @@ class Supervisor:
         if not writer.healthy:
             raise UnavailableError(f"the store is away: {writer.last_error}")
 
-    async def _wait_open(self) -> None:
+    async def wait_open(self) -> None:
+        """Until every active run has been taken in; `UnavailableError` if that lasts."""
         if not self._opened.is_set():
             try:
                 async with asyncio.timeout(OPEN_WAIT_SECS):
@@ -489,6 +486,7 @@ class Supervisor:
         """Nothing goes out any more, and whoever still waits is told so."""
         self._closing = True
         self._opened.set()
+        self._services.run_timers.close()
         if self._next_look is not None:
             self._next_look.cancel()
         for task in list(self._tasks):

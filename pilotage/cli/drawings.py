@@ -69,6 +69,7 @@ _EVENT_WORDS = {
     "step_held": "held back",
     "step_started": "started",
     "step_accepted": "accepted, reports later",
+    "step_timeout_moved": "keeps its time",
     "step_parked": "parked",
     "step_retry_scheduled": "failed, tries again",
     "step_completed": "completed",

@@ -104,7 +104,7 @@ class ReplaySubtree(Command, frozen=True, kw_only=True, tag=True):
 
 
 class AttemptAccepted(Command, frozen=True, kw_only=True, tag=True):
-    """`due_ms`: when its time is up, if it was begun later than it was dispatched."""
+    """`due_ms`: when its time is up, if that is not when it was to be at its start."""
 
     step: int
     attempt: int
@@ -131,9 +131,21 @@ class AttemptFailed(Command, frozen=True, kw_only=True, tag=True):
 
 
 class TimerFired(Command, frozen=True, kw_only=True, tag=True):
-    """The timer of a step, or of the run itself (`step` None: deadline or delay)."""
+    """The timer of a step, or of the run itself (`step` None: deadline or delay).
+
+    `attempt`: the time of this attempt is up, whatever the wall clock says: it may have been set.
+    """
 
     step: int | None = None
+    attempt: int | None = None
+
+
+class MoveTimeout(Command, frozen=True, kw_only=True, tag=True):
+    """The wall clock was set: the time of an attempt in progress is up at `due_ms` by now."""
+
+    step: int
+    attempt: int
+    due_ms: int
 
 
 class SlotGranted(Command, frozen=True, kw_only=True, tag=True):

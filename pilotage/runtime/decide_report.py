@@ -12,13 +12,14 @@ from pilotage.runtime.commands import (
     AttemptFailed,
     ChildEnded,
     EventReceived,
+    MoveTimeout,
     SlotGranted,
     TimerFired,
 )
 from pilotage.runtime.decide_run import run_timer
 from pilotage.runtime.draft import Draft
-from pilotage.runtime.effects import ReleaseSlot, ScheduleTimer
-from pilotage.runtime.events import SlotDeclined, StepAccepted, StepUnready
+from pilotage.runtime.effects import ReleaseSlot, timer_of
+from pilotage.runtime.events import SlotDeclined, StepAccepted, StepTimeoutMoved, StepUnready
 from pilotage.runtime.replies import Done, Late, Reply, SlotTaken
 from pilotage.runtime.settle import attempt_failed, complete, fail, has_room, start
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
@@ -115,15 +116,18 @@ def _unasked_grant(d: Draft, i: int) -> Reply:
 
 def timer_fired(d: Draft, c: TimerFired) -> Reply:
     """Whatever is due at `now`. A timer that comes too late changes nothing; one that comes early
-    (the clock was set back) is armed again.
+    (the clock was set back) is armed again. One that measures an attempt is always in time.
     """
     if c.step is None:
         return run_timer(d)
     step = d.step(c.step)
     if step.due_ms is None:
         return Done(changed=False)
-    if d.now < step.due_ms:
-        d.effects.append(ScheduleTimer(step=c.step, due_ms=step.due_ms))
+    if c.attempt is not None:
+        if _late(d, c.step, c.attempt) is not None:
+            return Done(changed=False)
+    elif d.now < step.due_ms:
+        d.effects.append(timer_of(c.step, step.due_ms, step, d.now))
         return Done(changed=False)
     d.fired = c.step
     if step.status is StepStatus.RUNNING:
@@ -137,6 +141,19 @@ def timer_fired(d: Draft, c: TimerFired) -> Reply:
         _retry_due(d, c.step)
     else:
         _wait_timed_out(d, c.step)
+    return Done()
+
+
+def timeout_moved(d: Draft, c: MoveTimeout) -> Reply:
+    """The attempt has the time that it had: what is stored and shown follows the clock."""
+    step = d.step(c.step)
+    if _late(d, c.step, c.attempt) is not None or step.due_ms == c.due_ms:
+        return Done(changed=False)
+    d.emit(
+        StepTimeoutMoved(
+            at_ms=d.now, actor=c.actor, step=c.step, attempt=c.attempt, due_ms=c.due_ms
+        )
+    )
     return Done()
 
 

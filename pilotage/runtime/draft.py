@@ -37,16 +37,10 @@ from pilotage.runtime.events import (
     StepRetryScheduled,
     StepSkipped,
     StepStarted,
+    StepTimeoutMoved,
     StepUnready,
 )
-from pilotage.runtime.state import (
-    CHUNK,
-    Masks,
-    RunState,
-    RunVitals,
-    StepState,
-    satisfies,
-)
+from pilotage.runtime.state import CHUNK, Masks, RunState, RunVitals, StepState, satisfies
 from pilotage.runtime.status import ACTIVE_RUN, RunStatus, SkippedBy, StepStatus, WaitingFor
 
 _W, _P, _R = StepStatus.WAITING, StepStatus.PENDING, StepStatus.RUNNING
@@ -354,6 +348,11 @@ def _accepted(d: Draft, e: StepAccepted) -> None:
     d.put(e.step, msgspec.structs.replace(old, accepted=True, due_ms=e.due_ms or old.due_ms))
 
 
+def _timeout_moved(d: Draft, e: StepTimeoutMoved) -> None:
+    old = d.expect_step(e, e.step, _R)
+    d.put(e.step, msgspec.structs.replace(old, due_ms=e.due_ms))
+
+
 def _parked(d: Draft, e: StepParked) -> None:
     old = d.expect_step(e, e.step, _W, _P)
     _expect_next_attempt(e, old, e.attempt)
@@ -490,6 +489,7 @@ _APPLY: dict[type[Event], Callable[[Draft, Any], None]] = {
     SlotDeclined: _slot_declined,
     StepStarted: _step_started,
     StepAccepted: _accepted,
+    StepTimeoutMoved: _timeout_moved,
     StepParked: _parked,
     StepRetryScheduled: _retry_scheduled,
     StepCompleted: _completed,

@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from pilotage.runtime.status import RunStatus
+from pilotage.runtime.state import StepState
+from pilotage.runtime.status import RunStatus, StepStatus
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -69,10 +70,23 @@ class QueueRun(Effect, frozen=True, kw_only=True, tag=True):
 
 
 class ScheduleTimer(Effect, frozen=True, kw_only=True, tag=True):
-    """Arm or move the one timer of a step, or of the run (`step` None)."""
+    """Arm or move the one timer of a step, or of the run (`step` None).
+
+    With `attempt` it bounds that attempt, which has `left_ms` from now on: `due_ms` is when that
+    is over, as long as nobody sets the wall clock.
+    """
 
     step: int | None
     due_ms: int
+    attempt: int | None = None
+    left_ms: int | None = None
+
+
+def timer_of(i: int, due_ms: int, step: StepState, now: int) -> ScheduleTimer:
+    """The timer of step i in this state; a running step's bounds its attempt."""
+    if step.status is not StepStatus.RUNNING:
+        return ScheduleTimer(step=i, due_ms=due_ms)
+    return ScheduleTimer(step=i, due_ms=due_ms, attempt=step.attempt, left_ms=due_ms - now)
 
 
 class CancelTimer(Effect, frozen=True, kw_only=True, tag=True):

@@ -97,6 +97,13 @@ class StepAccepted(StepEvent, frozen=True, kw_only=True, tag=True):
     due_ms: int | None = None
 
 
+class StepTimeoutMoved(StepEvent, frozen=True, kw_only=True, tag=True):
+    """The wall clock was set; the attempt in progress has the time that it had."""
+
+    attempt: int
+    due_ms: int
+
+
 class StepParked(StepEvent, frozen=True, kw_only=True, tag=True):
     attempt: int
     wait: WaitingFor

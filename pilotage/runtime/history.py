@@ -22,6 +22,7 @@ from pilotage.runtime.events import (
     StepRetryScheduled,
     StepSkipped,
     StepStarted,
+    StepTimeoutMoved,
 )
 from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.machine import HISTORY_LIMIT
@@ -123,6 +124,7 @@ _DETAILS: dict[type[Event], Callable[[Any], Details]] = {
     StepHeld: lambda e: (None, {"condition_evaluated": e.checked}),
     SlotRequested: lambda e: (None, {"job": e.job}),
     StepStarted: _started,
+    StepTimeoutMoved: lambda e: ("the clock was set", {"due_at": rfc3339(e.due_ms)}),
     StepParked: _parked,
     StepRetryScheduled: lambda e: (
         e.error,

@@ -32,6 +32,7 @@ from pilotage.runtime.commands import (
     EventReceived,
     ForceCompleteStep,
     HoldRun,
+    MoveTimeout,
     PauseRun,
     PinRun,
     RejectStep,
@@ -56,6 +57,7 @@ from pilotage.runtime.effects import (
     StopAttempt,
     TellChild,
     UnparkEvent,
+    timer_of,
 )
 from pilotage.runtime.events import Event, RunCreated
 from pilotage.runtime.graph import StepGraph
@@ -176,7 +178,7 @@ def _effects(d: Draft, state: RunState) -> tuple[Effect, ...]:
             timers.append(
                 CancelTimer(step=i)
                 if after.due_ms is None
-                else ScheduleTimer(step=i, due_ms=after.due_ms)
+                else timer_of(i, after.due_ms, after, d.now)
             )
     out += [effect for effect in d.effects if _still_meant(d, effect)]
     out.extend(timers)
@@ -257,4 +259,5 @@ _HANDLERS: dict[type[Command], Callable[[Draft, Any], Reply | Rejection]] = {
     EventReceived: decide_report.event_received,
     SlotGranted: decide_report.slot_granted,
     TimerFired: decide_report.timer_fired,
+    MoveTimeout: decide_report.timeout_moved,
 }

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from pilotage.runtime import inputs
 from pilotage.runtime.backoff import policy_of, timeout_secs
-from pilotage.runtime.commands import AttemptFailed
+from pilotage.runtime.commands import AttemptFailed, MoveTimeout
 from pilotage.runtime.draft import Draft
 from pilotage.runtime.effects import (
     Effect,
@@ -21,6 +21,7 @@ from pilotage.runtime.effects import (
     ScheduleTimer,
     StartAttempt,
     StartChild,
+    timer_of,
 )
 from pilotage.runtime.errors import TemplateError
 from pilotage.runtime.graph import bits
@@ -52,7 +53,7 @@ def recovery_effects(state: RunState, now: int) -> list[Effect]:
 def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
     step, spec = d.step(i), d.graph.steps[i]
     if step.due_ms is not None:
-        effects.append(ScheduleTimer(step=i, due_ms=_due_ms(d, i, step.due_ms)))
+        effects.append(timer_of(i, _due_ms(d, i, step.due_ms), step, d.now))
     if step.wait is WaitingFor.EVENT and step.event_key is not None:
         effects.append(ParkEvent(step=i, attempt=step.attempt, event_key=step.event_key))
     elif step.wait is WaitingFor.JOB_LIMIT:
@@ -73,10 +74,30 @@ def _due_ms(d: Draft, i: int, due_ms: int) -> int:
     """When the step's timer fires. An attempt that is dispatched again gets its whole time again:
     it must not run into a timeout that passed while nobody was there to run it.
     """
-    step, spec = d.step(i), d.graph.steps[i]
+    step = d.step(i)
     if step.status is not StepStatus.RUNNING or step.accepted:
         return due_ms
-    return max(due_ms, d.now + round(timeout_secs(spec, policy_of(spec, d.head.policies)) * 1000))
+    return d.now + _timeout_ms(d, i)
+
+
+def _timeout_ms(d: Draft, i: int) -> int:
+    spec = d.graph.steps[i]
+    return round(timeout_secs(spec, policy_of(spec, d.head.policies)) * 1000)
+
+
+def moved_timeouts(state: RunState, now: int) -> list[MoveTimeout]:
+    """What to tell a run that was loaded: accepted attempts that would have more than their whole
+    time left, as the clock was set back while nobody was there to see it.
+    """
+    d = Draft(state, now)
+    found: list[MoveTimeout] = []
+    for i in bits(state.masks.running):
+        step = state.step(i)
+        if step.accepted and step.due_ms is not None:
+            latest_ms = now + _timeout_ms(d, i)
+            if latest_ms < step.due_ms:
+                found.append(MoveTimeout(step=i, attempt=step.attempt, due_ms=latest_ms))
+    return found
 
 
 def _attempt(d: Draft, i: int) -> StartAttempt:

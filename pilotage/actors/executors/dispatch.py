@@ -39,20 +39,18 @@ Resolve = Callable[[str, str], Awaitable[JobSpec | PythonJob]]
 AtHand = Callable[[str, str], JobSpec | PythonJob | None]
 """The same without waiting; None: it has to be looked up."""
 
-CLOCK_SET_MS = 1_000
-"""A difference between the two clocks that no adjustment of their pace makes within an attempt."""
 _OVER = (Completed, Failed, Accepted)
 
 
 class _Entry:
     """An attempt in progress, from its start to its last report. Its executor reports here.
 
-    Its time is measured by the clock that never jumps; `since` and `since_ms` say when it began by
-    either clock. `late`: it had been held back before.
+    Its time is measured by the clock that never jumps; `since` says when it began. `late`: it had
+    been held back before.
     """
 
     __slots__ = (
-        "attempt", "executor", "key", "late", "lookup", "owner", "report", "since", "since_ms",
+        "attempt", "executor", "key", "late", "lookup", "owner", "report", "since",
     )  # fmt: skip
 
     def __init__(self, owner: Executors, attempt: Attempt, report: Reporter) -> None:
@@ -67,7 +65,7 @@ class _Entry:
 
     def begin(self) -> None:
         """Its time begins now."""
-        self.since, self.since_ms = self.owner.clock.monotonic(), self.owner.clock.now_ms()
+        self.since = self.owner.clock.monotonic()
 
     def deliver(self, report: ModeReport) -> None:
         if isinstance(report, Begun):
@@ -81,13 +79,12 @@ class _Entry:
 
     @property
     def times_out_ms(self) -> int | None:
-        """When its time is up, if it was begun late or the wall clock has been set since."""
-        clock = self.owner.clock
-        passed_ms = round((clock.monotonic() - self.since) * 1000)
-        set_by_ms = clock.now_ms() - self.since_ms - passed_ms
-        if not self.late and abs(set_by_ms) < CLOCK_SET_MS:
+        """When its time is up, if it was begun late."""
+        if not self.late:
             return None
-        return self.since_ms + set_by_ms + round(self.attempt.timeout_secs * 1000)
+        clock = self.owner.clock
+        left_secs = self.since + self.attempt.timeout_secs - clock.monotonic()
+        return clock.now_ms() + round(left_secs * 1000)
 
 
 class Executors:
@@ -203,7 +200,7 @@ class Executors:
 
     def times_out_ms(self, run_id: str, step: int, attempt: int) -> int | None:
         """When the time of an attempt that is or was held back is up: at the earliest, as long as
-        it is held back. Also of one in whose time the wall clock was set. None for all others.
+        it is held back. None for all others.
         """
         key = (run_id, step, attempt)
         entry = self._entries.get(key) or self._waiting.get(key)

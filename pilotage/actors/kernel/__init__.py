@@ -29,8 +29,9 @@ Public names (all of it for the loop's thread, except where "any thread" stands)
 - `watch(ref, watcher)`, `unwatch(ref, watcher)` (any thread): `Terminated(urn, reason, ref)`.
 - `RestartIntensity(max_restarts, window_secs, base_delay_secs=, max_delay_secs=)`;
   `.next_delay(now) -> float | None`.
-- `Timers[K](clock, loop)`: `.set(key, due_ms, callback)`, `.cancel(key) -> bool`, `.due_ms(key)`,
-  `.next_due_ms()`, `.fire_due(limit)`, `len()`, `in`, `.close()`.
+- `Timers[K](clock, loop)`: `.set(key, due_ms, callback, left_ms=None)`, `.cancel(key) -> bool`,
+  `.due_ms(key)`, `.next_due_ms()`, `.fire_due(limit)`, `len()`, `in`, `.close()`; `.on_jump`: who
+  hears that the wall clock was set, and what was `Moved` with it.
 - `Clock` (`now_ms() -> int`, `monotonic() -> float`), `SystemClock`.
 - `MailboxFullError`, `WouldBlockLoopError`, `RejectError`; from Pykka: `ActorDeadError`.
 
@@ -48,7 +49,7 @@ from pilotage.actors.kernel.clock import Clock, SystemClock
 from pilotage.actors.kernel.dispatcher import DispatcherStats, LoopDispatcher
 from pilotage.actors.kernel.errors import MailboxFullError, RejectError, WouldBlockLoopError
 from pilotage.actors.kernel.futures import AwaitableFuture
-from pilotage.actors.kernel.timers import Timers
+from pilotage.actors.kernel.timers import Moved, Timers
 from pilotage.actors.kernel.watch import RestartIntensity, Terminated, Watcher, unwatch, watch
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "LoopDispatcher",
     "LoopRef",
     "MailboxFullError",
+    "Moved",
     "RejectError",
     "RestartIntensity",
     "SystemClock",

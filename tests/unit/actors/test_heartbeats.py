@@ -52,12 +52,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made.timers.close()
 
 
-def test_a_clock_that_is_set_forward_fails_no_attempt_and_gives_none_more_time(
-    world: World,
+@pytest.mark.parametrize("hours", [5, -5])
+def test_a_clock_that_is_set_fails_no_attempt_and_gives_none_more_time(
+    world: World, hours: int
 ) -> None:
     world.heartbeats.expect("run", 0, 1, 30.0)
     world.clock.advance_ms(10_000)
-    world.clock.jump_ms(5 * HOUR_MS)
+    world.clock.jump_ms(hours * HOUR_MS)
     world.timers.fire_due()
     assert world.heard.told == []
     assert world.heartbeats.expected("run", 0, 1)
@@ -79,6 +80,7 @@ def test_the_next_heartbeat_counts_from_when_the_last_one_came(world: World) -> 
     world.heartbeats.expect("run", 0, 1, 30.0)
     world.clock.jump_ms(HOUR_MS)
     world.timers.fire_due()
+    world.clock.jump_ms(-3 * HOUR_MS)
     world.clock.advance_ms(29_000)
     world.timers.fire_due()
     assert world.heard.told == []

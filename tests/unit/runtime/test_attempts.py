@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
 import pytest
 
 from pilotage.runtime import commands as c
@@ -151,6 +152,52 @@ def test_a_timer_that_comes_early_is_armed_again_and_one_that_comes_twice_does_n
     run.give(c.TimerFired(step=0))
     assert run.last.reply == Done(changed=False)
     assert not run.last.effects
+
+
+def test_a_running_step_s_timer_measures_its_attempt_also_when_it_is_armed_again() -> None:
+    run = Run(job("a", timeout_secs_override=10))
+    due = run.step("a").due_ms
+    assert due is not None
+    timer = ScheduleTimer(step=0, due_ms=due, attempt=1, left_ms=10_000)
+    assert run.effects(ScheduleTimer) == [timer]
+    run.world.timers.pop(0)
+    run.after_secs(4.0).give(c.TimerFired(step=0))
+    left_ms = due - run.now
+    assert run.effects(ScheduleTimer) == [msgspec.structs.replace(timer, left_ms=left_ms)]
+    assert 5_000 < left_ms <= 6_000
+
+
+def test_the_time_of_an_attempt_is_up_when_it_was_measured_whatever_the_clock_says() -> None:
+    run = Run(job("a", timeout_secs_override=10, retry_max_attempts=2))
+    run.give(c.TimerFired(step=0, attempt=1))
+    assert run.waits == {"a": "retry"}
+    assert run.step("a").error == "timed out after 10 s"
+    run.give(c.TimerFired(step=0, attempt=1))
+    assert run.last.reply == Done(changed=False)
+    run.fires("a")
+    assert run.step("a").attempt == 2
+    run.give(c.TimerFired(step=0, attempt=1))  # that of the attempt before
+    assert run.last.reply == Done(changed=False)
+    assert not run.last.effects
+
+
+def test_what_is_stored_of_an_attempt_s_time_follows_the_clock() -> None:
+    run = Run(job("a", timeout_secs_override=10))
+    run.give(c.AttemptAccepted(step=0, attempt=1))
+    later = run.now + 3_600_000
+    run.give(c.MoveTimeout(step=0, attempt=2, due_ms=later))
+    assert run.last.reply == Done(changed=False)
+    run.give(c.MoveTimeout(step=0, attempt=1, due_ms=later))
+    assert run.events == ["StepTimeoutMoved a"]
+    assert (run.step("a").due_ms, run.step("a").accepted) == (later, True)
+    assert run.effects(ScheduleTimer) == [
+        ScheduleTimer(step=0, due_ms=later, attempt=1, left_ms=later - run.now)
+    ]
+    run.give(c.MoveTimeout(step=0, attempt=1, due_ms=later))
+    assert run.last.reply == Done(changed=False)
+    run.completes("a")
+    run.give(c.MoveTimeout(step=0, attempt=1, due_ms=later + 1))
+    assert run.last.reply == Done(changed=False)
 
 
 def test_a_late_result_of_an_older_attempt_is_ignored_and_says_that_a_newer_one_exists() -> None:

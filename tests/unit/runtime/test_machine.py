@@ -33,6 +33,7 @@ STEP_EVENTS: list[tuple[e.StepEvent, tuple[S, ...]]] = [
     (e.SlotDeclined(at_ms=1, step=0), (S.PENDING,)),
     (e.StepStarted(at_ms=1, step=0, attempt=1), (S.WAITING, S.PENDING)),
     (e.StepAccepted(at_ms=1, step=0, attempt=1), (S.RUNNING,)),
+    (e.StepTimeoutMoved(at_ms=1, step=0, attempt=1, due_ms=9), (S.RUNNING,)),
     (
         e.StepParked(at_ms=1, step=0, attempt=1, wait=WaitingFor.APPROVAL),
         (S.WAITING, S.PENDING),

@@ -17,6 +17,7 @@ from pilotage.runtime.effects import (
 from pilotage.runtime.errors import TemplateError
 from pilotage.runtime.recovery import (
     attempts_in_progress,
+    moved_timeouts,
     recovery_effects,
     start_of_child,
     undeliverable,
@@ -119,3 +120,23 @@ def test_an_attempt_that_is_dispatched_again_gets_its_whole_time_again() -> None
     late = run.now + 60_000
     timers = [e for e in recovery_effects(run.state, late) if isinstance(e, ScheduleTimer)]
     assert {t.step: t.due_ms for t in timers} == {0: late + 10_000, 1: run.now + 5_000}
+
+
+def test_an_attempt_that_is_dispatched_again_has_no_more_than_that_if_the_clock_was_set_back() -> (
+    None
+):
+    run = Run(job("a", timeout_secs_override=10))
+    back = run.now - 3_600_000
+    (timer,) = [e for e in recovery_effects(run.state, back) if isinstance(e, ScheduleTimer)]
+    assert timer == ScheduleTimer(step=0, due_ms=back + 10_000, attempt=1, left_ms=10_000)
+
+
+def test_an_accepted_attempt_never_has_more_than_its_whole_time_left() -> None:
+    run = Run(job("a", timeout_secs_override=10), job("b", timeout_secs_override=10), sub("s"))
+    run.give(c.AttemptAccepted(step=0, attempt=1))
+    back = run.now - 3_600_000
+    assert moved_timeouts(run.state, back) == [
+        c.MoveTimeout(step=0, attempt=1, due_ms=back + 10_000)
+    ]
+    for now in (run.now, run.now + 4_000, run.now + 60_000):
+        assert moved_timeouts(run.state, now) == []
