@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 SWEEP_SECS = 5.0
 ROOM_SECS = 1.0
 WATCH_SECS, WATCH_TIMEOUT_SECS = 0.5, 5.0
+HUNG_SECS = 30.0
+"""Silence after which the embedded server is taken for hung, and another one is started."""
 FIRST_PAUSE_SECS, MAX_PAUSE_SECS = 0.1, 5.0
 SILENT = f"the store did not answer within {WATCH_TIMEOUT_SECS:g} s"
 
@@ -66,6 +68,7 @@ class Housekeeping:
         ]
         if self._embedded is not None:
             work.append(("embedded store", self._mind_store))
+            work.append(("silent embedded store", self._mind_silence))
         for name, forever in work:
             self._tasks.append(asyncio.create_task(_run(forever), name=name))
 
@@ -128,6 +131,28 @@ class Housekeeping:
             self._writer.is_away(f"the embedded server ended: {end}")
             logger.error("the embedded store died (%s); it is started again", end)
             await self._restart_store(self._embedded)
+
+    async def _mind_silence(self) -> None:
+        """The embedded server says nothing any more. It may have been suspended: then it is told to
+        go on. One that stays silent hangs, which is as bad as dead, and is made so.
+        """
+        embedded = self._embedded
+        assert embedded is not None  # the task is started only then
+        clock = asyncio.get_running_loop().time
+        since: float | None = None
+        while True:
+            await asyncio.sleep(WATCH_SECS)
+            if self._writer.healthy or await embedded.answers():
+                since = None
+                continue
+            if since is None:
+                since = clock()
+                logger.warning("the embedded store is silent; it is told to go on, if suspended")
+            embedded.wake()
+            if clock() - since >= HUNG_SECS:
+                logger.error("the embedded store was silent for %g s; it is ended", HUNG_SECS)
+                embedded.kill()
+                since = None
 
     async def _restart_store(self, embedded: EmbeddedServer) -> None:
         pause = FIRST_PAUSE_SECS

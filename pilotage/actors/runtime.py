@@ -308,6 +308,8 @@ class Runtime:
     async def stop(self, grace_secs: float | None = None) -> None:
         """Let attempts in progress finish for the grace, flush, and leave everything in order."""
         self._stopping = True
+        if self.embedded is not None:
+            self.embedded.wake()  # a suspended one could take nothing of what is to be flushed
         grace = self.settings.grace_secs if grace_secs is None else grace_secs
         self.cron.close()
         await self.executors.aclose(grace)

@@ -149,6 +149,24 @@ class EmbeddedServer:
             raise EmbeddedServerError("the embedded server has not been started")
         return await asyncio.shield(self._process.exited)
 
+    async def answers(self) -> bool:
+        """Whether the server says anything at all, be it busy or loading. One that has ended, or is
+        being started, is not silent.
+        """
+        if self.pid is None or self._turn.locked():
+            return True
+        return bool(await self._ping())
+
+    def wake(self) -> None:
+        """Tell the server to go on, should it have been suspended; harmless otherwise."""
+        if self._process is not None:
+            self._process.wake()
+
+    def kill(self) -> None:
+        """End a server that hangs. What it had answered is kept; `wait_died` tells of its end."""
+        if self._process is not None and not self._process.exited.done():
+            self._process.kill()
+
     # ---- the owner of the directory
 
     async def _own(self) -> None:
@@ -241,6 +259,7 @@ class EmbeddedServer:
                 # The group cannot have been given to others: one of it still holds the lock.
                 if then is not None and len(words) == 2:
                     kill_group(int(words[1]), then)
+                    kill_group(int(words[1]), signal.SIGCONT)  # a suspended one sees it only then
             raise EmbeddedServerError(  # noqa: TRY301 - the descriptor is closed in one place
                 f"an earlier server of {self.data_dir} does not end (process and group: "
                 f"{' '.join(words) or 'unknown'}). End it by hand, then start again"

@@ -36,7 +36,8 @@ from pilotage.settings import FsyncPolicy
 OLDEST_VERSION = (6, 2)
 
 # $1: file that names the holder of the server lock, $2: log, then the server's command line.
-# The guard reads the leash to its end; nothing is ever written to it.
+# The guard reads the leash to its end; nothing is ever written to it. A suspended server would
+# not see its signal before it is told to go on.
 WATCHER = """
 trap '' INT HUP
 note=$1 log=$2
@@ -46,7 +47,7 @@ exec 3<&0 </dev/null
 server=$!
 echo "$server $$" >"$note"
 echo "$server"
-{ while read -r _ <&3; do :; done; kill -TERM "$server"; } >/dev/null 2>&1 &
+{ while read -r _ <&3; do :; done; kill -TERM "$server"; kill -CONT "$server"; } >/dev/null 2>&1 &
 guard=$!
 exec 3<&-
 wait "$server"
@@ -200,6 +201,12 @@ class ServerProcess:
         """Let go of the leash: the server flushes its file and ends. `exited` tells when."""
         self._ending = True
         self._leash.close()
+        self.wake()  # the watcher may be suspended, too
+
+    def wake(self) -> None:
+        """Tell server and watcher to go on, should they have been suspended."""
+        if self._popen.returncode is None:  # else the number of the group may be another's
+            kill_group(self.group, signal.SIGCONT)
 
     def kill(self) -> None:
         """End server and watcher at once. What was answered is in the file nevertheless."""

@@ -20,6 +20,7 @@ from pilotage.actors.executors.python_jobs import JobRegistry
 from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
+from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.port import FencedError, Verdict
 from pilotage.persistence.redis_store import RedisStore
 from pilotage.settings import Settings
@@ -422,4 +423,28 @@ async def test_the_embedded_store_is_killed_and_runs_go_on(tmp_path: Path) -> No
     await world.until(run, "completed", within_secs=30)
     assert sorted(ran) == list(range(400))  # the process lived: nothing ran twice
     await wait_until(lambda: runtime.ready, "ready again")
+    await runtime.stop(0)
+
+
+async def test_an_embedded_store_that_stays_silent_is_replaced_and_runs_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "WATCH_SECS", 0.05)
+    monkeypatch.setattr(housekeeping, "WATCH_TIMEOUT_SECS", 0.2)
+    monkeypatch.setattr(housekeeping, "HUNG_SECS", 0.0)
+    monkeypatch.setattr(EmbeddedServer, "wake", lambda _: None)  # so that it hangs for good
+    world = Rig("", tmp_path)
+    world.runtime = runtime = Runtime(settings=Settings(data_dir=tmp_path), registry=world.registry)
+    await runtime.start()
+    flow = await world.workflow("w", [gate("a"), noop("b", "a")])
+    run = await world.trigger(flow, k="0.")
+    await world.began_all("0.a")
+    assert runtime.embedded is not None
+    hung = runtime.embedded.pid
+    assert hung is not None
+    os.kill(hung, signal.SIGSTOP)
+    world.let("0.a")
+    await world.until(run, "completed", within_secs=30)
+    assert runtime.embedded.pid != hung
+    assert world.ran == ["0.a"], "the process lived: nothing ran twice"
     await runtime.stop(0)
