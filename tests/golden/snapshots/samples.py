@@ -18,6 +18,7 @@ from pilotage.persistence.codec import FinishedRun
 from pilotage.runtime.definition import JobPolicy, JobSpec, StepSpec, WorkflowSpec
 from pilotage.runtime.effects import EmitEvent, TellChild, TellParent
 from pilotage.runtime.events import StepCompleted
+from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.state import Resolution, RunHead, RunVitals, StepState, chunked
 from pilotage.runtime.status import (
     Backoff,
@@ -152,6 +153,16 @@ SAMPLES: dict[str, Any] = {
     "history-completed": StepCompleted(
         at_ms=AT, actor="key ops", step=2, output=b"12", resolution=Resolution.APPROVED, reason="ok"
     ),
+    "history-entry": HistoryEntry(
+        seq=7,
+        at="2026-09-21T14:13:20.000Z",
+        type="step_completed",
+        step_ref="charge",
+        attempt=2,
+        actor="key ops",
+        reason="ok",
+        data={"output": {"n": 1}},
+    ),
     "record-workflow": WORKFLOW,
     "record-job": JobSpec(
         endpoint_url="https://example.test/job",
@@ -234,6 +245,7 @@ SAMPLES: dict[str, Any] = {
 }
 TYPES: dict[str, type[msgspec.Struct]] = {
     "history-completed": StepCompleted,
+    "history-entry": HistoryEntry,
     "record-workflow": WorkflowSpec,
     "record-job": JobSpec,
     "definition-workflow": Workflow,

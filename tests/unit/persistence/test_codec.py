@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from pilotage.persistence import codec
+import pilotage
+from pilotage.actors.catalog_model import Workflow
+from pilotage.persistence import codec, upgrades
 from pilotage.runtime.effects import EmitEvent
 from pilotage.runtime.state import RunHead, RunVitals, StepState, chunked
 from tests.golden import snapshots
@@ -29,6 +32,7 @@ from tests.golden.snapshots.samples import (
     shown,
 )
 
+DEFINITION: Workflow = SAMPLES["definition-workflow"]
 GOLDEN = sorted(Path(snapshots.__file__).parent.glob("v*/*.bin"))
 
 
@@ -41,6 +45,27 @@ def test_what_any_version_has_written_can_be_read(path: Path) -> None:
 def test_the_present_version_has_golden_files_of_everything() -> None:
     folder = Path(snapshots.__file__).parent / f"v{codec.SCHEMA_VERSION}"
     assert {path.stem for path in folder.glob("*.bin")} >= set(SAMPLES)
+
+
+def test_every_type_that_the_sources_read_back_has_a_golden_file() -> None:
+    """One that is missing here is read from an old store for the first time by a user."""
+    reads = re.compile(
+        r"decode_(?:record|history|definition)\([^()]*, ?([A-Z]\w+)\)|as_type=([A-Z]\w+)"
+    )
+    folder = Path(pilotage.__file__).parent
+    read = {
+        one or other
+        for path in folder.rglob("*.py")
+        for one, other in reads.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(read) >= 8
+    assert read <= {type(value).__name__ for value in SAMPLES.values()}
+
+
+def test_every_kind_of_value_has_a_golden_file() -> None:
+    kinds = {kind(name) for name in SAMPLES}
+    assert kinds == set(DECODERS)
+    assert len(kinds) == len(codec._NAMES)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -152,6 +177,43 @@ def sealed(kind_number: int, body: bytes) -> bytes:
 def test_a_whole_value_of_wrong_content_is_refused(data: bytes, decode: Any) -> None:
     with pytest.raises(codec.SnapshotCorruptError, match="is damaged"):
         decode(data)
+
+
+def test_older_values_are_upgraded_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From schema 1 over 2 to 3: what each version changed, in order, and each value alone."""
+    old = codec.encode_vitals(VITALS_FULL), codec.encode_step(STEP_FULL)
+    finished = codec.encode_finished(HEAD_FULL, VITALS_FULL, chunked([STEP_FULL, StepState()]))
+    workflow = codec.encode_definition(DEFINITION)
+    version, table = codec.SCHEMA_VERSION, upgrades.UPGRADES
+    monkeypatch.setattr(codec, "SCHEMA_VERSION", version + 2)
+    monkeypatch.setattr(codec, "_VERSION", bytes([version + 2]))
+    monkeypatch.setitem(table, (version, "RunVitals"), lambda raw: raw | {"error": "one"})
+    monkeypatch.setitem(
+        table, (version + 1, "RunVitals"), lambda raw: raw | {"error": raw["error"] + ", two"}
+    )
+    monkeypatch.setitem(table, (version + 1, "StepState"), lambda raw: [raw[0], *raw[1:2], 3])
+    monkeypatch.setitem(
+        table, (version, "Workflow"), lambda raw: raw | {"name": raw["name"].upper()}
+    )
+    changed = msgspec.structs.replace(VITALS_FULL, error="one, two")
+    step = StepState(status=STEP_FULL.status, wait=STEP_FULL.wait, attempt=3)
+    assert codec.decode_vitals(old[0]) == changed
+    assert codec.decode_step(old[1]) == step
+    head, vitals, chunks = codec.decode_finished(finished)
+    assert (head, vitals) == (HEAD_FULL, changed)
+    assert chunks == ((step, StepState(attempt=3)),)
+    assert codec.decode_definition(workflow, Workflow).name == DEFINITION.name.upper()
+    new = codec.encode_vitals(VITALS_FULL)
+    assert (old[0][0], new[0]) == (version, version + 2)
+    assert codec.decode_vitals(new) == VITALS_FULL
+
+
+def test_what_cannot_be_upgraded_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = codec.encode_vitals(VITALS_FULL)
+    monkeypatch.setattr(codec, "SCHEMA_VERSION", codec.SCHEMA_VERSION + 1)
+    monkeypatch.setitem(upgrades.UPGRADES, (1, "RunVitals"), lambda raw: raw["what is not there"])
+    with pytest.raises(codec.SnapshotCorruptError, match="of schema version 1 cannot be upgraded"):
+        codec.decode_vitals(old)
 
 
 def test_a_record_of_another_type_is_refused() -> None:
