@@ -2,7 +2,8 @@
 
 The subscriptions are in memory, rebuilt from the runs at the start; an event is answered once
 every receiver has stored it. Events nobody waits for are kept in the store while they last, and
-each goes to one step: a step that was given one and does not take it gives it back. An event that
+each goes to one step: a step that was given one and does not take it gives it back. While the store
+is nearly full no more are kept, but given back they are. An event that
 may have been delivered before is given only to those who were parked when it was sent.
 
 What is sent with an idempotency key is planned first: a repeat does what is left of the plan.
@@ -21,6 +22,7 @@ import msgspec
 from pilotage.actors.errors import UnavailableError
 from pilotage.actors.kernel import Clock
 from pilotage.actors.messages import Answer
+from pilotage.actors.store_room import StoreRoom
 from pilotage.persistence import codec
 from pilotage.persistence.port import Store, StoreError
 from pilotage.runtime.commands import EventReceived
@@ -72,9 +74,15 @@ class EventHub:
     """`deliver` hands a command to a run and gives the answer once it is stored."""
 
     def __init__(
-        self, store: Store, clock: Clock, fence: Callable[[], int], deliver: Deliver
+        self,
+        store: Store,
+        clock: Clock,
+        fence: Callable[[], int],
+        deliver: Deliver,
+        room: StoreRoom,
     ) -> None:
         self._store = store
+        self._room = room
         self._clock = clock
         self._fence = fence
         self._deliver = deliver
@@ -210,6 +218,7 @@ class EventHub:
             return EventReceipt(event_key=key, delivered=delivered, buffered=False)
         left_ms = expires_at_ms - self._clock.now_ms()
         if left_ms > 0:
+            self._room.refuse_event_if_full(key)
             kept = KeptEvent(plan.event_id, expires_at_ms, payload)
             await self._offer(project_id, key, kept, -(-left_ms // 1000))
         return EventReceipt(event_key=key, delivered=0, buffered=True, expires_at_ms=expires_at_ms)

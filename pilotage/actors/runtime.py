@@ -228,7 +228,7 @@ class Runtime:
         clock = self.clock
         self.supervisor = Supervisor(self.store, self.services, self.catalog.graph, self._run_limit)
         self.supervisor.idle.passivate_after_secs = self.settings.passivate_after_secs
-        self.hub = EventHub(self.store, clock, self._fence_token, self._deliver_event)
+        self.hub = EventHub(self.store, clock, self._fence_token, self._deliver_event, self.room)
         self.creation = Creation(
             catalog=self.catalog,
             supervisor=self.supervisor,

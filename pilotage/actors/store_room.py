@@ -1,8 +1,10 @@
 """Room in the store: while it is nearly full no new run is taken on, so that those under way end.
 
 What is active needs room to come to its end, and what has ended makes room when its time is over.
-So triggers, retries and replays are refused before the store refuses everything. It recovers by
-itself as soon as there is room again; a little more than was missing, so as not to flicker.
+So triggers, retries and replays are refused before the store refuses everything, and events that
+nobody waits for are not kept. Definitions and keys pass: few, made by hand, perhaps the remedy. It
+recovers by itself as soon as there is room again; a little more than was missing, so as not to
+flicker.
 """
 
 from __future__ import annotations
@@ -45,11 +47,25 @@ class StoreRoom:
     @property
     def why(self) -> str:
         return (
-            f"the store has used {self.used or 0:.0%} of its memory (maxmemory); no new run is"
-            " taken on until there is room: active runs go on, finished ones make room when their"
-            " retention is over; give it more memory, or shorten PILOTAGE_RETENTION_*"
+            f"{self._used}; no new run is taken on until there is room, and no event kept that"
+            " nobody waits for: active runs go on, finished ones make room when their retention"
+            " is over; give it more memory, or shorten PILOTAGE_RETENTION_*"
         )
 
+    @property
+    def _used(self) -> str:
+        return f"the store has used {self.used or 0:.0%} of its memory (maxmemory)"
+
     def refuse_if_full(self) -> None:
+        """Of a new run."""
         if self.full:
             raise UnavailableError(self.why, RETRY_AFTER_SECS)
+
+    def refuse_event_if_full(self, key: str) -> None:
+        """Of an event to be kept."""
+        if self.full:
+            raise UnavailableError(
+                f"{self._used}; no step waits for the event {key}, and it is not kept until there"
+                " is room: send it again later; one that a step waits for is delivered",
+                RETRY_AFTER_SECS,
+            )

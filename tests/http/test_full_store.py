@@ -38,6 +38,16 @@ async def test_new_runs_are_refused_in_words_and_everything_else_goes_on(
     assert "pilotage_store_full 1" in metrics
     assert "pilotage_store_used_ratio 0.934" in metrics
 
+    event = "/v1/events/paid/send"
+    refused = await client.post(event, json={"buffer_secs": 60})
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    message = refused.json()["error"]["message"]
+    assert "93%" in message
+    assert "no step waits for the event paid, and it is not kept" in message
+    assert (await client.post(event, json={})).json()["delivered"] == 0, "it was not to be kept"
+    await define(client, "other", [gate])  # definitions pass
+
     path = f"/v1/workflow-runs/{run['id']}"
     assert (await client.get("/v1/workflow-runs")).status_code == 200
     assert (await client.post(f"{path}/steps/gate/approve")).status_code == 204

@@ -15,7 +15,7 @@ from pilotage.actors.principal import ADMIN
 from pilotage.actors.store_room import StoreRoom
 from pilotage.persistence.memory import MemoryStore
 from pilotage.persistence.port import StoreUnavailableError
-from tests.integration.actors.rig import Rig, gate, noop, rig
+from tests.integration.actors.rig import PROJECT, Rig, gate, noop, rig
 from tests.support.waiting import wait_until
 
 NEVER_SECS = 10_000.0
@@ -85,6 +85,43 @@ async def test_a_nearly_full_store_refuses_new_runs_and_lets_the_active_ones_end
     await wait_until(lambda: world.gateway.degraded is None, "it is as ever")
     assert "pilotage_store_full 0" in world.runtime.metrics.text()
     await world.until(await world.trigger(done), "completed")
+
+
+async def test_a_nearly_full_store_delivers_events_and_keeps_no_more_of_them(
+    quick: None, world: Rig, client: Redis
+) -> None:
+    waits = {"step_ref": "e", "step_type": "wait_for_event", "event_key": "paid"}
+    flow = await world.workflow("w", [gate("a"), {**waits, "depends_on": ["a"]}])
+    kept = await world.gateway.send_event(PROJECT, "paid", b"1", 3600, actor="t")
+    assert kept.buffered
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    await allow(client, 0.93)
+    await wait_until(lambda: world.gateway.degraded is not None, "it says that it is degraded")
+
+    with pytest.raises(UnavailableError, match="no step waits for the event paid") as error:
+        await world.gateway.send_event(PROJECT, "paid", b"2", 3600, actor="t")
+    assert error.value.retry_after_secs > 0
+    plan = world.gateway.plan_event(PROJECT, "paid", 3600)
+    with pytest.raises(UnavailableError, match="no step waits"):
+        await world.gateway.send_event(PROJECT, "paid", b"2", 3600, actor="t", plan=plan)
+
+    world.let("0.a")
+    await world.until(runs[0], "completed")  # by the event that was kept before
+    world.let("1.a")
+    await world.until_step(runs[1], "e", "waiting", "event")
+    sent = await world.gateway.send_event(PROJECT, "paid", b"3", 3600, actor="t")
+    assert sent.delivered == 1
+    await world.until(runs[1], "completed")
+    await world.workflow("passes", [noop("a")])
+
+    await client.config_set("maxmemory", 0)
+    await wait_until(lambda: world.gateway.degraded is None, "it is as ever")
+    again = await world.gateway.send_event(
+        PROJECT, "paid", b"2", 3600, actor="t", plan=plan, again=True
+    )
+    assert again.buffered
+    world.let("2.a")
+    await world.until(runs[2], "completed")
 
 
 async def test_runs_whose_time_is_over_make_room_by_themselves(

@@ -12,6 +12,7 @@ from pilotage.actors.errors import UnavailableError
 from pilotage.actors.event_hub import EventHub
 from pilotage.actors.kernel import SystemClock
 from pilotage.actors.messages import Answer
+from pilotage.actors.store_room import StoreRoom
 from pilotage.persistence.memory import MemoryServer, MemoryStore
 from pilotage.runtime.commands import EventReceived
 from pilotage.runtime.graph import StepGraph
@@ -53,7 +54,7 @@ class World:
     """Runs that take events while they are parked; `gone` do not any more, `away` cannot answer."""
 
     def __init__(self, store: MemoryStore, fence: int) -> None:
-        self.hub = EventHub(store, SystemClock(), lambda: fence, self._deliver)
+        self.hub = EventHub(store, SystemClock(), lambda: fence, self._deliver, StoreRoom(store))
         self.taken: list[tuple[str, bytes | None]] = []
         self.gone: set[str] = set()
         self.away: set[str] = set()

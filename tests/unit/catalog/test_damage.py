@@ -14,6 +14,7 @@ from pilotage.actors.idempotency import Idempotency, recall
 from pilotage.actors.kernel import SystemClock
 from pilotage.actors.messages import Answer
 from pilotage.actors.principal import ADMIN
+from pilotage.actors.store_room import StoreRoom
 from pilotage.persistence.codec import SnapshotCorruptError, SnapshotVersionError
 from tests.unit.catalog.conftest import Kit
 
@@ -124,7 +125,7 @@ async def test_a_damaged_kept_event_does_not_stand_before_the_others(kit: Kit) -
         given.append(command)
         return None
 
-    hub = EventHub(kit.store, SystemClock(), lambda: kit.fence, deliver)
+    hub = EventHub(kit.store, SystemClock(), lambda: kit.fence, deliver, StoreRoom(kit.store))
     now = SystemClock().now_ms()
     await kit.store.buffer_event("p", "k", "e0", b"\x01damaged", 60, kit.fence)
     await hub.send("p", "k", b"7", event_id="e1", actor="a", buffer_secs=60, now_ms=now)
