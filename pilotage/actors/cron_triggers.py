@@ -27,7 +27,7 @@ from pilotage.actors.errors import (
     NotFoundError,
     UnavailableError,
 )
-from pilotage.actors.kernel import Clock, Timers
+from pilotage.actors.kernel import Clock, Moved, Timers
 from pilotage.actors.messages import AlreadyExistsError
 from pilotage.actors.services import TimerKey
 from pilotage.persistence.codec import decode_definition, encode_definition
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 CRON_TIMER = -2
 """Step index of cron timers: they belong to no run."""
 RETRY_SECS = 1.0
+NOTICED_MS = 5_000
+"""That the wall clock was set is noticed within that time."""
 
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +88,7 @@ class CronTriggers:
             ),
             fence,
         )
+        self._schedules: dict[str, CronSchedule] = {}
         self._undecided: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -93,6 +96,7 @@ class CronTriggers:
         """Arm all workflows, and make up for the latest missed fire time of each: missed until the
         very moment when the next one is armed.
         """
+        self._timers.on_jump.append(self._jumped)
         last = {mark.id: mark.fire_ms async for mark in each(self._decided, None)}
         async for workflow in self._catalog.all_workflows():
             since = max(workflow.updated_at_ms, last.pop(workflow.id, 0))
@@ -114,16 +118,31 @@ class CronTriggers:
         key = (workflow.id, CRON_TIMER)
         spec = workflow.spec
         if spec.cron is None or not workflow.enabled:
-            self._timers.cancel(key)
+            self._disarm(workflow.id)
             return None
-        schedule = parse_cron(spec.cron, spec.cron_timezone)
+        schedule = self._schedules[workflow.id] = parse_cron(spec.cron, spec.cron_timezone)
         self._arm(key, schedule, after_ms)
         return schedule
 
     def forget(self, workflow_id: str) -> None:
         """The workflow was deleted."""
-        self._timers.cancel((workflow_id, CRON_TIMER))
+        self._disarm(workflow_id)
         self._fire(workflow_id, 0)  # which finds it gone
+
+    def _disarm(self, workflow_id: str) -> None:
+        self._schedules.pop(workflow_id, None)
+        self._timers.cancel((workflow_id, CRON_TIMER))
+
+    def _jumped(self, by_ms: int, _: Moved[TimerKey]) -> None:
+        """Set back, the clock may have fire times before those that are armed. What was decided
+        already stays so.
+        """
+        since = self._clock.now_ms() - NOTICED_MS
+        for workflow_id, schedule in self._schedules.items() if by_ms < 0 else ():
+            key = (workflow_id, CRON_TIMER)
+            due, armed = schedule.next_after(since), self._timers.due_ms(key)
+            if due is not None and (armed is None or due < armed):
+                self._arm(key, schedule, since)
 
     def close(self) -> None:
         for task in list(self._tasks.values()):

@@ -81,6 +81,11 @@ class RunTimers:
                 due_ms = armed
         return AttemptAccepted(step=i, attempt=attempt, due_ms=due_ms)
 
+    def measures(self, run_id: str, i: int, attempt: int) -> bool:
+        """Whether this attempt is in progress and its time is not up."""
+        callback = self._services.timers.callback((run_id, i))
+        return isinstance(callback, AttemptTime) and callback.attempt == attempt
+
     def _callback(self, attempt: int) -> AttemptTime:
         found = self._callbacks.get(attempt)
         if found is None:

@@ -30,8 +30,8 @@ Public names (all of it for the loop's thread, except where "any thread" stands)
 - `RestartIntensity(max_restarts, window_secs, base_delay_secs=, max_delay_secs=)`;
   `.next_delay(now) -> float | None`.
 - `Timers[K](clock, loop)`: `.set(key, due_ms, callback, left_ms=None)`, `.cancel(key) -> bool`,
-  `.due_ms(key)`, `.next_due_ms()`, `.fire_due(limit)`, `len()`, `in`, `.close()`; `.on_jump`: who
-  hears that the wall clock was set, and what was `Moved` with it.
+  `.due_ms(key)`, `.callback(key)`, `.next_due_ms()`, `.fire_due(limit)`, `len()`, `in`,
+  `.close()`; `.on_jump`: who hears that the wall clock was set, and what was `Moved` with it.
 - `Clock` (`now_ms() -> int`, `monotonic() -> float`), `SystemClock`.
 - `MailboxFullError`, `WouldBlockLoopError`, `RejectError`; from Pykka: `ActorDeadError`.
 

@@ -103,6 +103,11 @@ class Timers(Generic[K]):
         entry = self._live.get(key)
         return None if entry is None else entry[0] >> _SEQ_BITS
 
+    def callback(self, key: K) -> Callable[[K], object] | None:
+        """What the timer of `key` will call, None if there is none."""
+        entry = self._live.get(key)
+        return None if entry is None else entry[2]
+
     def next_due_ms(self) -> int | None:
         """When the earliest timer is due, None if there is none."""
         self._drop_dead_head()
@@ -214,13 +219,17 @@ class Timers(Generic[K]):
         self.jumps += 1
         moved = self._move(set_by)
         logger.warning(
-            "The wall clock was set %s by %.1f s: %d timers that measure durations go with it",
+            "The wall clock was set %s by %.1f s; timers that measure durations and go with it: %d",
             "forward" if set_by > 0 else "back",
             abs(set_by) / 1000,
             len(moved),
         )
         for heard in self.on_jump:
-            heard(set_by, moved)
+            try:
+                heard(set_by, moved)
+            except Exception:
+                self.failed += 1
+                logger.exception("Who listens for jumps of the wall clock failed")
         self._arm()
         return now_ms
 

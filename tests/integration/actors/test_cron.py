@@ -237,6 +237,28 @@ async def test_a_clock_that_was_far_ahead_stops_nothing(world: CronRig) -> None:
     assert await world.made(flow) == ["2024-03-30T13:00", *ahead]
 
 
+async def test_a_clock_that_is_put_right_while_the_server_runs_stops_nothing(
+    world: CronRig,
+) -> None:
+    world.clock.jump_ms(1000 * HOUR)
+    world.runtime.timers.fire_due()
+    flow = await world.cron("0 * * * *")
+    gone = await world.cron("0 * * * *", name="gone")
+    world.clock.jump_ms(-1000 * HOUR)
+    await world.patch(gone, enabled=False)
+    world.clock.advance_ms(2_000)
+    world.runtime.timers.fire_due()
+    await world.to("2024-03-30T13:00:00")
+    assert await world.made(flow) == ["2024-03-30T13:00"]
+    world.clock.jump_ms(-MINUTE)
+    world.clock.advance_ms(2_000)
+    world.runtime.timers.fire_due()
+    assert world.runtime.timers.next_due_ms() == ms("2024-03-30T13:00:00")
+    await world.to("2024-03-30T14:00:00")
+    assert await world.made(flow) == ["2024-03-30T13:00", "2024-03-30T14:00"]
+    assert await world.made(gone) == []
+
+
 async def test_a_fire_time_makes_one_run_though_two_servers_see_it(world: CronRig) -> None:
     flow = await world.cron("0 * * * *")
     first = world.runtime

@@ -287,6 +287,21 @@ def test_the_timers_that_were_moved_are_told_with_their_new_times(driven: Driven
     assert driven.timers.jumps == 2
 
 
+def test_a_listener_that_fails_stops_nothing(
+    driven: Driven, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("listener")
+
+    driven.timers.on_jump.append(broken)
+    driven.after("due", 10)
+    driven.clock.jump_ms(HOUR_MS)
+    driven.timers.fire_due()
+    assert driven.fired == ["due"]
+    assert driven.timers.failed == 1
+    assert "Who listens for jumps of the wall clock failed" in caplog.text
+
+
 def test_a_hundred_thousand_durations_move_at_once_and_keep_their_order(driven: Driven) -> None:
     count = 100_000
     for number in range(count):
