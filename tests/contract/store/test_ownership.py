@@ -7,13 +7,21 @@ import time
 
 import pytest
 
-from pilotage.persistence.port import FencedError, LeaseHeldError, StoreUnavailableError, Verdict
+from pilotage.persistence import store_format
+from pilotage.persistence.port import (
+    FencedError,
+    LeaseHeldError,
+    NewerStoreError,
+    StoreUnavailableError,
+    Verdict,
+)
 from pilotage.persistence.redis_store import RedisStore
 from tests.contract.store.building import Life
 from tests.contract.store.worlds import OWNER, RedisWorld, World
 from tests.support.waiting import wait_until
 
 LEASE_SECS = 0.2
+FORMAT = "pilotage:{s0}:format"
 
 
 async def test_each_owner_raises_the_fence(world: World) -> None:
@@ -113,6 +121,37 @@ async def test_release_leaves_a_lease_of_others_alone(world: World) -> None:
     assert not await world.lease_is_free()
     await world.store.release(OWNER, world.fence)
     assert await world.lease_is_free()
+
+
+@pytest.mark.parametrize("noted", ["7 9.9.9", "what is this"])
+async def test_the_store_of_a_newer_release_is_refused_and_left_alone(
+    redis_world: RedisWorld, noted: str
+) -> None:
+    """At opening it, and also when the newer release comes between that and the lease."""
+    store = redis_world.store
+    await store.release(OWNER, redis_world.fence)
+    await redis_world.client.set(FORMAT, noted)
+    with pytest.raises(NewerStoreError, match=noted.rpartition(" ")[2]):
+        await store.acquire("second", 60.0)
+    assert await store.fence() == redis_world.fence
+    assert await redis_world.lease_is_free()
+    other = RedisStore(redis_world.url)
+    with pytest.raises(NewerStoreError, match=noted.rpartition(" ")[2]):
+        await other.open()
+    await other.close()
+    await redis_world.client.set(FORMAT, store_format.note())
+
+
+async def test_an_owner_notes_its_format_once_and_lowers_none(redis_world: RedisWorld) -> None:
+    client, store = redis_world.client, redis_world.store
+    assert await client.get(FORMAT) == store_format.note().encode()
+    for noted in ("1 0.0.1", None):  # as it is already; from before the note
+        await store.release(OWNER, redis_world.fence)
+        await client.delete(FORMAT)
+        if noted is not None:
+            await client.set(FORMAT, noted)
+        redis_world.fence = await store.acquire(OWNER, 60.0)
+        assert await client.get(FORMAT) == (noted or store_format.note()).encode()
 
 
 async def test_who_owns_the_server_need_not_wait_for_the_lease_of_a_dead_user(
