@@ -13,16 +13,19 @@ from pilotage.persistence import codec
 from pilotage.runtime.effects import ParkEvent, ScheduleTimer
 from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.recovery import recovery_effects
-from pilotage.runtime.state import RunState, delay_ms, satisfies
+from pilotage.runtime.state import RunState, StepState, delay_ms, satisfies
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 from pilotage.runtime.views import step_views
 from tests.simulation.explained import told_wrong
-from tests.simulation.ledger import Shadow, ViolationError, is_limited
+from tests.simulation.ledger import AttemptKey, Shadow, ViolationError, is_limited
+from tests.simulation.outside import SimExecutor
 
 LOOKS = 4
 LOOK_SECS = 0.4
 RESTART_SECS = 6.0
 """The actor of a run that cannot be loaded is tried again every 5 s at the latest."""
+CLOCK_SECS = 1.0
+"""What does not differ by more is not due to a clock that was set."""
 PATIENCE_SECS = 36.0
 """What could not be delivered while the store was away is tried again every 30 s at the latest."""
 
@@ -40,6 +43,7 @@ def same_as_memory(runtime: Runtime, run: Shadow) -> None:
     actor = None if entry is None else entry.actor
     if actor is None or actor._working.vitals.seq != run.vitals.seq:
         return
+    _had_its_time(runtime, run)
     working, stored = actor._working, run.state
     if working.vitals != stored.vitals or list(working.steps()) != run.steps:
         raise ViolationError(f"run {run.head.id}: what is stored is not what was decided")
@@ -55,6 +59,31 @@ def same_as_memory(runtime: Runtime, run: Shadow) -> None:
                 f"run {run.head.id}: step {i} has {count} of {len(deps)} dependencies, shown are"
                 f" {view.deps_completed} of {view.deps_required}"
             )
+
+
+def _had_its_time(runtime: Runtime, run: Shadow) -> None:
+    """An attempt that this process began timed out no earlier than it may, whatever was done to
+    the wall clock.
+    """
+    for i, step in enumerate(run.steps):
+        began = _began(runtime, (run.head.id, i, step.attempt))
+        if began is None or not (step.error or "").startswith("timed out after"):
+            continue
+        since, secs = began
+        had_secs = runtime.clock.monotonic() - since
+        if had_secs < secs - CLOCK_SECS:
+            raise ViolationError(
+                f"run {run.head.id}: attempt {step.attempt} of step {i} has timed out after"
+                f" {had_secs:.3f} s instead of {secs}"
+            )
+
+
+def _began(runtime: Runtime, key: AttemptKey) -> tuple[float, float] | None:
+    for executor in runtime.executors._others.values():
+        assert isinstance(executor, SimExecutor)
+        if key in executor.began:
+            return executor.began[key]
+    return None
 
 
 def history_of(world: World, run_id: str) -> list[HistoryEntry]:
@@ -180,6 +209,18 @@ def _running(runtime: Runtime, run: Shadow, i: int) -> Iterator[str]:
     key = (run.head.id, i, step.attempt)
     if is_job and not step.accepted and key not in runtime.executors._entries:
         yield f"attempt {step.attempt} of step {i} is not in progress anywhere"
+    if step.accepted:
+        yield from _accepted(runtime, step, key)
+
+
+def _accepted(runtime: Runtime, step: StepState, key: AttemptKey) -> Iterator[str]:
+    """What is stored of its time is what is measured, and that is no longer than it may be."""
+    run_id, i, attempt = key
+    armed, began = runtime.timers.due_ms((run_id, i)), _began(runtime, key)
+    if armed is None or step.due_ms is None or abs(armed - step.due_ms) >= CLOCK_SECS * 1000:
+        yield f"the time of attempt {attempt} of step {i} is up at {armed}, not {step.due_ms}"
+    if began is not None and runtime.clock.monotonic() > sum(began) + 2 * CLOCK_SECS:
+        yield f"attempt {attempt} of step {i} should have timed out"
 
 
 def _apart(world: World, run: Shadow) -> Iterator[str]:
