@@ -78,7 +78,7 @@ class Supervisor:
         self._run_limit = run_limit
         self.loader = Loader(store, graph_of)
         self.idle = IdleRuns()
-        services.run_timers = RunTimers(services, self.published)
+        self.run_timers = services.run_timers = RunTimers(services, self.published)
         self._entries: dict[str, Entry] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opened = asyncio.Event()
@@ -486,7 +486,7 @@ class Supervisor:
         """Nothing goes out any more, and whoever still waits is told so."""
         self._closing = True
         self._opened.set()
-        self._services.run_timers.close()
+        self.run_timers.close()
         if self._next_look is not None:
             self._next_look.cancel()
         for task in list(self._tasks):

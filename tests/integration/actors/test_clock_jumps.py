@@ -12,14 +12,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from pilotage.actors.errors import GoneError, UnauthenticatedError
 from pilotage.actors.executors.job_context import Retry
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.kernel import timers
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.runtime import Runtime
+from pilotage.runtime.definition import JobSpec
+from pilotage.runtime.status import ExecutionMode
 from pilotage.runtime.validation import ParsedTrigger
+from pilotage.runtime.validation_jobs import ParsedJob
 from tests.integration.actors.rig import PROJECT, BreakableStore, Rig, gate, noop
+from tests.integration.executors.peers import Peer
+from tests.support import idle
 from tests.support.clock import FakeClock
 from tests.support.waiting import wait_until
 
@@ -30,7 +37,7 @@ class ClockRig(Rig):
     """The rig with a wall clock that only the test moves."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        super().__init__(url, folder)
+        super().__init__(url, folder, allow_private_endpoints=True, passivate_after_secs=3_600)
         self.clock = FakeClock()
         self.tries: Counter[str] = Counter()
 
@@ -192,3 +199,173 @@ async def test_queued_runs_all_get_their_turn_when_the_clock_is_set_back(world: 
     for run in runs:
         await world.until(run, "completed")
     assert sorted(world.ran) == [f"{n}.a" for n in range(6)]
+
+
+# --- an attempt that a job server has taken (202) -------------------------------------------------
+
+ASIDE = pytest.mark.parametrize("aside", ["with an actor", "folded", "passivated"])
+HOURS = pytest.mark.parametrize("hours", [5, -5])
+
+
+class Taken:
+    """A run whose one attempt a job server has taken, with a minute's time, 20 s ago."""
+
+    def __init__(self, world: ClockRig, run: str, job_run: str, token: str) -> None:
+        self.world, self.run, self.job_run, self.token = world, run, job_run, token
+
+    async def is_put(self, aside: str) -> None:
+        supervisor = self.world.runtime.supervisor
+        if aside == "folded":
+            await idle.fold(supervisor, self.run)
+        elif aside == "passivated":
+            await idle.passivate(supervisor, self.run)
+
+    async def is_said_to_end_in(self, left_ms: int) -> None:
+        """What is stored, and would be armed after a restart."""
+
+        async def said() -> bool:
+            due_ms = (await self.world.step(self.run, "a")).due_ms
+            return due_ms == self.world.clock.now_ms() + left_ms
+
+        await wait_until(said, f"its time is up in {left_ms} ms")
+
+    async def times_out_in_secs(self, secs: int) -> None:
+        """Neither before nor after that."""
+        world = self.world
+        other = await world.trigger(await world.workflow("other", [sleep_of(secs - 1)]))
+        world.clock.advance_ms((secs - 1) * 1000)
+        await world.until(other, "completed")
+        assert await world.status(self.run) == "running"
+        world.clock.advance_ms(1_000)
+        failed = await world.until(self.run, "failed")
+        assert "timed out after 60 s" in (failed.vitals.error or "")
+
+
+@pytest.fixture
+async def taken(world: ClockRig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Taken]:
+    monkeypatch.setattr(idle, "AT_ONCE", -idle.AT_ONCE)  # no time passes by itself
+
+    async def later(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=202)
+
+    async with Peer() as peer:
+        peer.handler = later
+        spec = JobSpec(
+            execution_mode=ExecutionMode.HTTP, endpoint_url=peer.url,
+            max_attempts=1, timeout_secs=60, heartbeat_timeout_secs=30,
+        )  # fmt: skip
+        job = ParsedJob(name="web", slug="web", tags={}, enabled=True, spec=spec)
+        await world.runtime.catalog.create_job(job, project_id=PROJECT)
+        run = await world.trigger(await world.workflow("w", [{"step_ref": "a", "job_id": "web"}]))
+
+        async def accepted() -> bool:
+            return (await world.step(run, "a")).accepted
+
+        await wait_until(accepted, "the job has taken it")
+        headers = peer.requests[-1].headers
+        world.clock.advance_ms(20_000)
+        yield Taken(world, run, headers["X-Run-ID"], headers["X-Run-Token"])
+
+
+@ASIDE
+@HOURS
+async def test_an_attempt_that_a_job_has_taken_keeps_its_seconds(
+    world: ClockRig, taken: Taken, hours: int, aside: str
+) -> None:
+    await taken.is_put(aside)
+    world.clock.jump_ms(hours * HOUR_MS)
+    await taken.is_said_to_end_in(40_000)
+    await taken.is_put(aside)  # again: it was awakened to hear of it
+    await taken.times_out_in_secs(40)
+    types = await world.history_types(taken.run)
+    assert (types["step_accepted"], types["step_timeout_moved"]) == (1, 1)
+
+
+@HOURS
+async def test_what_was_told_of_the_clock_is_known_after_a_restart(
+    world: ClockRig, taken: Taken, hours: int
+) -> None:
+    world.clock.jump_ms(hours * HOUR_MS)
+    await taken.is_said_to_end_in(40_000)
+    await world.crash_and_start()
+    await taken.times_out_in_secs(40)
+
+
+async def test_set_back_while_nobody_looks_a_taken_attempt_has_its_whole_time_at_most(
+    world: ClockRig, taken: Taken
+) -> None:
+    await world.crash()
+    world.clock.jump_ms(-5 * HOUR_MS)
+    await world.start()
+    await taken.is_said_to_end_in(60_000)
+    await taken.times_out_in_secs(60)
+
+
+async def test_set_forward_while_nobody_looks_the_time_of_a_taken_attempt_is_up(
+    world: ClockRig, taken: Taken
+) -> None:
+    await world.crash()
+    world.clock.jump_ms(5 * HOUR_MS)
+    await world.start()
+    await world.until(taken.run, "failed")
+
+
+@HOURS
+async def test_the_result_of_a_taken_attempt_is_welcome_whatever_the_clock_says(
+    world: ClockRig, taken: Taken, hours: int
+) -> None:
+    world.clock.jump_ms(hours * HOUR_MS)
+    with pytest.raises(UnauthenticatedError):
+        await world.gateway.callback_complete(taken.job_run, taken.token + "x", b"1")
+    await world.gateway.callback_complete(taken.job_run, taken.token, b"1")
+    await world.until(taken.run, "completed")
+
+
+async def test_the_token_of_an_attempt_that_is_over_expires(world: ClockRig, taken: Taken) -> None:
+    await world.gateway.callback_complete(taken.job_run, taken.token, b"1")
+    with pytest.raises(GoneError):
+        await world.gateway.callback_complete(taken.job_run, taken.token, b"1")
+    world.clock.jump_ms(5 * HOUR_MS)
+    with pytest.raises(UnauthenticatedError):
+        await world.gateway.callback_complete(taken.job_run, taken.token, b"1")
+
+
+@HOURS
+async def test_heartbeats_of_a_taken_attempt_are_missed_when_they_are(
+    world: ClockRig, taken: Taken, hours: int
+) -> None:
+    await world.gateway.callback_heartbeat(taken.job_run, taken.token)
+    world.clock.jump_ms(hours * HOUR_MS)
+    await taken.is_said_to_end_in(40_000)
+    world.clock.advance_ms(29_999)
+    await taken.is_said_to_end_in(10_001)
+    await world.gateway.callback_heartbeat(taken.job_run, taken.token)
+    world.clock.advance_ms(5_000)
+    assert await world.status(taken.run) == "running"
+    world.clock.advance_ms(4_999)
+    await world.gateway.callback_heartbeat(taken.job_run, taken.token)
+    assert await world.status(taken.run) == "running"
+
+
+@HOURS
+async def test_a_jump_between_the_decision_and_the_dispatch_costs_an_attempt_nothing(
+    world: ClockRig, taken: Taken, hours: int
+) -> None:
+    """The store is away in between; what is stored is the time as it was then."""
+    flow = await world.workflow("late", [gate("g"), {"step_ref": "a", "job_id": "web",
+                                                      "depends_on": ["g"]}])  # fmt: skip
+    taken.run = await world.trigger(flow)
+    await world.began_all("g")
+    world.store.away = True
+    world.let("g")
+    await wait_until(lambda: not world.runtime.writer.healthy, "the store is away")
+    world.clock.jump_ms(hours * HOUR_MS)
+    await wait_until(lambda: world.runtime.timers.jumps == 1, "the jump is noticed")
+    world.store.away = False
+
+    async def accepted() -> bool:
+        return (await world.step(taken.run, "a")).accepted
+
+    await wait_until(accepted, "the job has taken it")
+    await taken.is_said_to_end_in(60_000)
+    await taken.times_out_in_secs(60)

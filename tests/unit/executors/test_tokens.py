@@ -22,6 +22,12 @@ def test_a_token_is_good_until_the_timeout_and_an_hour_more() -> None:
     assert not TOKENS.verify(TOKEN, JOB_RUN, last_ms)
 
 
+def test_a_token_that_has_expired_is_still_known_to_be_ours() -> None:
+    assert TOKENS.signed(TOKEN, JOB_RUN)
+    assert not TOKENS.signed(TOKEN, job_run_id(RUN, 3, 2))
+    assert not TOKENS.signed(TOKEN[:-1] + "!", JOB_RUN)
+
+
 @pytest.mark.parametrize(
     "other",
     [job_run_id(RUN, 3, 2), job_run_id(RUN, 4, 1), job_run_id(make_run_id(NOW_MS, 1), 3, 1)],
