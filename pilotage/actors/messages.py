@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from pilotage.actors.admission import JobKey, Passed
 from pilotage.actors.errors import ConflictError
 from pilotage.actors.executors.port import Logged, Progressed
 from pilotage.actors.job_runs import Announced, JobRunRecord
@@ -62,6 +63,14 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 
     records: Mapping[tuple[int, int], JobRunRecord] = {}
     again: bool = False
+
+
+class Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """A slot of the job was passed on to the step. A run takes it only if it still is its own."""
+
+    job: JobKey
+    step: int
+    passed: Passed
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

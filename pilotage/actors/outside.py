@@ -60,7 +60,6 @@ from pilotage.runtime.effects import (
     UnparkEvent,
 )
 from pilotage.runtime.errors import TemplateError
-from pilotage.runtime.graph import bits
 from pilotage.runtime.ids import job_run_id
 from pilotage.runtime.recovery import start_of_child
 from pilotage.runtime.state import RunState, delay_ms
@@ -147,7 +146,7 @@ class Outside:
         """The slots that the state says are held; with `others_go` the run has no others, but for
         those that were passed on to it while it was away: what it asked for stands. An attempt
         whose slot others may have by now (it was quarantined) queues for it first: step ->
-        attempt of those. One that its server works on has its slot, whoever else has one.
+        attempt of those. One that its server works on has its slot still, unless its time was up.
         """
         held_back: dict[int, int] = {}
         admission, head = self._services.admission, state.head
@@ -159,9 +158,14 @@ class Outside:
             job = (head.project_id, state.graph.steps[i].job_id or "")
             if state.masks.running >> i & 1:
                 step = state.step(i)
-                if others_go and not step.accepted and not admission.has_job_slot(job, head.id, i):
+                if others_go and admission.lapsed(head.id, i):
+                    self._services.directory.notify(head.id, _lapsed(i, step.attempt))
+                elif (
+                    others_go and not step.accepted and not admission.has_job_slot(job, head.id, i)
+                ):
                     held_back[i] = step.attempt
-                    admission.request_step(job, head.id, i, step.ready_since_ms or 0)
+                    since_ms = step.ready_since_ms or 0
+                    admission.request_step(job, head.id, i, since_ms, again=True)
                 else:
                     admission.hold_job_slot(job, head.id, i)
             elif others_go and not state.masks.requested >> i & 1:
@@ -210,7 +214,9 @@ class Outside:
 
     def _request_slot(self, effect: RequestSlot) -> None:
         job = (self._state.head.project_id, effect.job)
-        self._services.admission.request_step(job, self._run_id, effect.step, effect.since_ms)
+        self._services.admission.request_step(
+            job, self._run_id, effect.step, effect.since_ms, again=effect.again
+        )
 
     def _release_slot(self, effect: ReleaseSlot) -> None:
         job = (self._state.head.project_id, effect.job)
@@ -230,7 +236,7 @@ class Outside:
                 self._services.directory.notify(head.id, ADMIT)
         else:
             self._services.admission.queue_run(
-                head.workflow_id, head.id, effect.since_ms, held=effect.held
+                head.workflow_id, head.id, effect.since_ms, held=effect.held, again=effect.again
             )
 
     def _schedule_timer(self, effect: ScheduleTimer) -> None:
@@ -422,19 +428,9 @@ def limited_steps(state: RunState) -> list[int]:
     ]
 
 
-def withdraw(services: Services, state: RunState) -> None:
-    """Take back what an active run has outside, but for its workflow's slot: it is quarantined."""
-    head = state.head
-    services.timers.cancel((head.id, RUN_TIMER))
-    for i in bits(state.masks.open):
-        step, spec = state.step(i), state.graph.steps[i]
-        services.timers.cancel((head.id, i))
-        if step.wait is WaitingFor.EVENT and step.event_key is not None:
-            services.hub.unpark(head.project_id, step.event_key, head.id, i)
-        if step.status is StepStatus.RUNNING:
-            services.executors.stop(head.id, i, step.attempt)
-        if spec.job_id is not None:
-            services.admission.release_step((head.project_id, spec.job_id), head.id, i)
+def _lapsed(step: int, attempt: int) -> AttemptFailed:
+    error = "timed out: its time was up while the run was quarantined"
+    return AttemptFailed(step=step, attempt=attempt, error=error, error_class="timeout")
 
 
 def _as_message(step: int, attempt: int, what: Completed | Failed | Progressed | Logged) -> object:

@@ -56,6 +56,8 @@ class Quarantine:
         self._supervisor = supervisor
         self._services = services
         self._fence = fence
+        self._undecided: dict[str, RunWrite] = {}
+        """Ends that may or may not have been stored."""
 
     @property
     def runs(self) -> Mapping[str, str]:
@@ -64,6 +66,7 @@ class Quarantine:
     async def release(self, run_id: str) -> None:
         """Load it again; if it fails again it comes back. `ConflictError` if it cannot be read."""
         self._why(run_id)
+        await self._settle(run_id)
         found = await self._read(run_id)
         if found.error is not None:
             self._supervisor.quarantine_unreadable(run_id, found.error)
@@ -71,7 +74,10 @@ class Quarantine:
                 f'run "{run_id}" still cannot be read ({found.error}); restore its record, or'
                 " discard it"
             )
-        self._supervisor.quarantined.pop(run_id, None)
+        if found.state is None or found.state.status.is_terminal:
+            self._supervisor.set_apart.forget(run_id)
+        else:
+            self._supervisor.set_apart.come_back(run_id)
         self._go_on(found)
 
     async def discard(self, run_id: str, actor: str) -> None:
@@ -79,6 +85,7 @@ class Quarantine:
         newer version.
         """
         reason = f"discarded from quarantine ({self._why(run_id)})"
+        await self._settle(run_id)
         found = await self._read(run_id)
         if isinstance(found.error, SnapshotVersionError):
             raise ConflictError(
@@ -89,8 +96,7 @@ class Quarantine:
             await self._cancel(found.state, actor, reason)
         elif found.error is not None:
             await self._remove(run_id, found.stored, f"canceled by {actor}: {reason}")
-        self._supervisor.quarantined.pop(run_id, None)
-        self._services.admission.forget_run(run_id)
+        self._supervisor.set_apart.forget(run_id)
         if found.state is not None:
             self._go_on(await self._read(run_id))  # what it owes others is in its outbox now
 
@@ -152,10 +158,24 @@ class Quarantine:
 
     async def _cancel(self, state: RunState, actor: str, reason: str) -> None:
         write = self._canceled(state, CancelRun(actor=actor, reason=reason))
-        with _store_away():
-            (verdict,) = await self._store.commit([write], self._fence())
+        verdict = await self._commit(write)
         if verdict is not Verdict.OK:
             raise UnavailableError(f"the run could not be ended: the store says {verdict}", 5)
+
+    async def _settle(self, run_id: str) -> None:
+        """If an end was sent and not answered it is sent again, the very same: until it is known
+        to be stored or refused it may still arrive, and would be taken for the next write.
+        """
+        write = self._undecided.get(run_id)
+        if write is not None:
+            await self._commit(write)
+
+    async def _commit(self, write: RunWrite) -> Verdict:
+        self._undecided[write.run_id] = write
+        with _store_away():
+            (verdict,) = await self._store.commit([write], self._fence())
+        self._undecided.pop(write.run_id, None)
+        return verdict
 
     def _canceled(self, state: RunState, command: CancelRun) -> RunWrite:
         now = self._services.clock.now_ms()

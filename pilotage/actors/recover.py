@@ -59,6 +59,7 @@ async def recover(
 
 
 async def _read(supervisor: Supervisor, stored: StoredRun) -> RunState | None:
+    state: RunState | None = None
     try:
         state = await supervisor.decode(stored)
         for data in stored.outbox.values():
@@ -67,6 +68,8 @@ async def _read(supervisor: Supervisor, stored: StoredRun) -> RunState | None:
         raise
     except Exception as error:  # noqa: BLE001  whatever is wrong with it: it must not keep others down
         supervisor.quarantine_unreadable(stored.run_id, error)
+        if state is not None:
+            supervisor.set_apart.count(state)
         return None
     return state
 
@@ -83,11 +86,13 @@ def note_slots(services: Services, state: RunState, now: int) -> None:
         and delay_ms(head, state.vitals, now) is None
     ):
         vitals = state.vitals
-        admission.queue_run(head.workflow_id, head.id, vitals.queued_at_ms, held=vitals.held)
+        admission.queue_run(
+            head.workflow_id, head.id, vitals.queued_at_ms, held=vitals.held, again=True
+        )
     for i in bits(state.masks.running):
         spec = state.graph.steps[i]
         if spec.step_type is StepType.JOB and policy_of(spec, head.policies).limited:
             admission.hold_job_slot((head.project_id, spec.job_id or ""), head.id, i)
     for i in bits(state.masks.requested):
         job = (head.project_id, state.graph.steps[i].job_id or "")
-        admission.request_step(job, head.id, i, state.step(i).ready_since_ms or 0)
+        admission.request_step(job, head.id, i, state.step(i).ready_since_ms or 0, again=True)

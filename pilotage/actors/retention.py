@@ -75,8 +75,7 @@ class Retention:
         removed = await self._store.purge_runs(damaged, self._fence())
         for run_id in damaged:
             logger.warning("run %s was damaged; its time is over, it is removed", run_id)
-            self._supervisor.quarantined.pop(run_id, None)
-            self._services.admission.forget_run(run_id)
+            self._supervisor.set_apart.forget(run_id)
         return removed
 
 

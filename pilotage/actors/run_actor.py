@@ -26,6 +26,7 @@ from pilotage.actors.messages import (
     AttemptNote,
     Delivered,
     DryRun,
+    Granted,
     MakeRecord,
     Outcome,
     Release,
@@ -55,7 +56,7 @@ from pilotage.runtime.recovery import (
     recovery_effects,
     undeliverable,
 )
-from pilotage.runtime.replies import Done, Late, Reply
+from pilotage.runtime.replies import Done, Late, Reply, SlotTaken
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
 from pilotage.runtime.status import RunStatus, StepStatus
@@ -111,10 +112,7 @@ class RunActor(LoopActor):
 
     def on_receive(self, message: object) -> Any:
         if isinstance(message, Command):
-            answer = self._command(message)
-            if self._held_back and isinstance(message, SlotGranted):
-                self._let_go(self._held_back, message.step)
-            return answer
+            return self._command(message)
         receive = self._RECEIVE.get(type(message))
         if receive is None:
             raise TypeError(f"a run is not told {type(message).__name__}")
@@ -210,6 +208,20 @@ class RunActor(LoopActor):
     def _dry_run(self, message: DryRun) -> Outcome:
         command, _ = self._with_slot(message.command, dry=True)
         return step(self._working, command, self._now())
+
+    def _granted(self, message: Granted) -> Answer | None:
+        """Only a slot that is still the step's own is taken: not one that went back and may be
+        somebody else's by now, nor one that goes back when the present batch is stored.
+        """
+        i, admission = message.step, self._services.admission
+        if (self._batch is not None and self._batch.gives_back(i)) or not admission.holds_job_slot(
+            message.job, self.actor_urn, i, message.passed
+        ):
+            return self._answer(SlotTaken(taken=False), None)
+        answer = self._command(SlotGranted(step=i, since_ms=message.passed.since_ms))
+        if self._held_back:
+            self._let_go(self._held_back, i)
+        return answer
 
     def _note(self, message: AttemptNote) -> None:
         changed: dict[tuple[int, int], JobRunRecord] = {}
@@ -471,6 +483,7 @@ class RunActor(LoopActor):
         Delivered: _delivered,
         AttemptNote: _note,
         DryRun: _dry_run,
+        Granted: _granted,
         Resume: _resume,
         Release: _release,
     }

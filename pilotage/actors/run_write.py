@@ -9,7 +9,7 @@ from pilotage.actors.kernel.actor import DeferredReply
 from pilotage.actors.messages import MakeRecord
 from pilotage.persistence import codec
 from pilotage.persistence.port import HistoryItem, RunIndex, RunWrite
-from pilotage.runtime.effects import MESSAGE_TYPES, Effect
+from pilotage.runtime.effects import MESSAGE_TYPES, Effect, ReleaseSlot
 from pilotage.runtime.history import entries
 from pilotage.runtime.machine import Transition
 from pilotage.runtime.replies import Reply
@@ -25,8 +25,8 @@ class Batch:
     """
 
     __slots__ = (
-        "changed", "effects", "forgotten", "history", "job_runs", "outbox", "remember",
-        "remembering", "replies",
+        "_given_back", "_seen", "changed", "effects", "forgotten", "history", "job_runs",
+        "outbox", "remember", "remembering", "replies",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -39,6 +39,8 @@ class Batch:
         self.remember: MakeRecord | None = None
         self.remembering: DeferredReply | None = None
         self.forgotten = False
+        self._seen = 0
+        self._given_back: set[int] | None = None
 
     def add(self, before: RunState, transition: Transition) -> None:
         """Take in a transition. Messages get their ids: (sequence, number) of this run."""
@@ -50,6 +52,15 @@ class Batch:
             if isinstance(effect, MESSAGE_TYPES):
                 self.outbox[f"{state.vitals.seq}.{n}"] = effect
         self.effects.extend(transition.effects)
+
+    def gives_back(self, step: int) -> bool:
+        """Whether the job slot that the step has, or wants, goes back when this is stored."""
+        given = self._given_back = self._given_back or set()
+        for effect in self.effects[self._seen :]:
+            if isinstance(effect, ReleaseSlot):
+                given.add(effect.step)
+        self._seen = len(self.effects)
+        return step in given
 
 
 def run_write(

@@ -14,8 +14,8 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
-from pilotage.actors.admission import Admission, JobKey, Passed
 from pilotage.actors.attempt_jobs import AttemptJobs
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
@@ -42,13 +42,14 @@ from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.recover import recover
 from pilotage.actors.retention import Retention
 from pilotage.actors.services import Services, TimerKey
+from pilotage.actors.slots import Slots
 from pilotage.actors.store_room import StoreRoom
 from pilotage.actors.supervisor import Supervisor
 from pilotage.actors.writer import Writer
 from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.port import FencedError, Store
 from pilotage.persistence.redis_store import RedisStore
-from pilotage.runtime.commands import AdmitRun, Command, EventReceived, SlotGranted
+from pilotage.runtime.commands import EventReceived
 from pilotage.runtime.errors import PilotageError
 from pilotage.runtime.status import ExecutionMode, RunStatus
 from pilotage.settings import Settings
@@ -186,12 +187,13 @@ class Runtime:
         self.timers: Timers[TimerKey] = Timers(clock, asyncio.get_running_loop())
         self.writer = Writer(self.store, self._fence_token, self._lost_fence)
         self.room = StoreRoom(self.store)
-        self.admission = Admission(
-            admit=self._admit,
-            grant=self._grant,
-            limit_of=self._look_up_limit,
+        self.slots = Slots(
+            catalog=self.catalog,
+            ask=self._ask,
+            background=self._background,
             occupied=lambda job: self.executors.occupied(*job),
         )
+        self.admission = self.slots.admission
         jobs = AttemptJobs(self.catalog, self.registry)
         self.executors = Executors(
             self.registry,
@@ -226,7 +228,9 @@ class Runtime:
 
     def _make_actors(self) -> None:
         clock = self.clock
-        self.supervisor = Supervisor(self.store, self.services, self.catalog.graph, self._run_limit)
+        self.supervisor = Supervisor(
+            self.store, self.services, self.catalog.graph, self.slots.run_limit
+        )
         self.supervisor.idle.passivate_after_secs = self.settings.passivate_after_secs
         self.hub = EventHub(self.store, clock, self._fence_token, self._deliver_event, self.room)
         self.creation = Creation(
@@ -299,7 +303,7 @@ class Runtime:
 
     async def _recover(self) -> None:
         with without_collection():
-            count = await recover(self.store, self.supervisor, self.services, self._run_limit)
+            count = await recover(self.store, self.supervisor, self.services, self.slots.run_limit)
         if count:
             logger.info("%d active runs recovered", count)
 
@@ -408,67 +412,8 @@ class Runtime:
         except (NotFoundError, QuarantinedError):
             return None
 
-    def _admit(self, workflow_id: str, run_id: str, passed: Passed) -> None:
-        self._background(self._admitted(workflow_id, run_id, passed))
-
-    async def _admitted(self, workflow_id: str, run_id: str, passed: Passed) -> None:
-        def still() -> bool:
-            return self.admission.is_passed_on(workflow_id, run_id, passed)
-
-        answer = await self._insist(run_id, AdmitRun(), still)
-        if answer is None or answer.state.status is RunStatus.PENDING:
-            self.admission.decline_run(workflow_id, run_id, passed)
-
-    def _grant(self, job: JobKey, run_id: str, step: int, since_ms: int) -> None:
-        self._background(self._granted(job, run_id, step, since_ms))
-
-    async def _granted(self, job: JobKey, run_id: str, step: int, since_ms: int) -> None:
-        """A slot that is not taken comes back by the effects of the run, unless it is gone."""
-
-        def still() -> bool:
-            return self.admission.holds_job_slot(job, run_id, step, since_ms)
-
-        answer = await self._insist(run_id, SlotGranted(step=step, since_ms=since_ms), still)
-        if answer is None and still():
-            self.admission.release_step(job, run_id, step)
-
-    async def _insist(
-        self, run_id: str, command: Command, still: Callable[[], bool]
-    ) -> Answer | None:
-        """The answer of a run that must have it; None if the run is gone or it is pointless."""
-        pause = 0.05
-        while still():
-            try:
-                return await self.supervisor.command(run_id, command)
-            except UnavailableError:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-            except Exception as error:  # noqa: BLE001  whatever it is, the slot must not be lost with it
-                logger.warning("run %s takes no slot: %s", run_id, error)
-                return None
-        return None
-
-    def _look_up_limit(self, job: JobKey) -> None:
-        self._background(self._limit_looked_up(job))
-
-    async def _limit_looked_up(self, job: JobKey) -> None:
-        try:
-            found = await self.catalog.job_for_attempt(*job)
-            limit = found.spec.max_concurrency or 0
-        except NotFoundError:
-            limit = 0  # its attempts fail with a clear error
-        except UnavailableError:
-            await asyncio.sleep(0.2)
-            self._look_up_limit(job)
-            return
-        self.admission.know_job_limit(job, limit)
-
-    async def _run_limit(self, workflow_id: str) -> int:
-        try:
-            workflow = await self.catalog.workflow_by_id(workflow_id)
-        except NotFoundError:
-            return 0
-        return workflow.spec.max_concurrent_runs
+    async def _ask(self, run_id: str, message: object) -> Any:
+        return await self.supervisor.ask(run_id, message)
 
     def _workflow_changed(self, workflow: Workflow) -> None:
         self.cron.watch(workflow)

@@ -38,10 +38,10 @@ from pilotage.actors.messages import (
     Release,
     Resume,
 )
-from pilotage.actors.outside import withdraw
 from pilotage.actors.run_actor import RunActor
 from pilotage.actors.run_timers import RunTimers
 from pilotage.actors.services import Services
+from pilotage.actors.set_apart import SetApart, withdraw
 from pilotage.persistence.port import Store, StoredRun, StoreError, StoreUnavailableError
 from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command, CreateRun
 from pilotage.runtime.effects import Effect
@@ -84,7 +84,8 @@ class Supervisor:
         self._opened = asyncio.Event()
         self._closing = False
         self._next_look: asyncio.Handle | None = None
-        self.quarantined: dict[str, str] = {}
+        self.set_apart = SetApart(services)
+        self.quarantined = self.set_apart.runs
         self._when_ended = self._terminated  # bound once, not once for each run
 
     def open(self) -> None:
@@ -293,7 +294,7 @@ class Supervisor:
             entry.away = False
             self._forget(run_id, entry, error)
         except Exception as error:  # noqa: BLE001  everybody who waits for the run gets it
-            if entry.waiting:
+            if entry.waiting is not None:
                 entry.refuse(error)
                 await self._restart(run_id, entry, NOTIFY_RETRY_SECS, None)
             else:
@@ -353,9 +354,9 @@ class Supervisor:
         self.notify(run_id, Resume(records=records))
 
     def wake(self, run_id: str) -> None:
-        """Load a run that has something to do and is not in memory."""
+        """Load a run that has something to do and is not in memory, as soon as that can be."""
         if run_id not in self._entries and self._unfold(run_id) is None:
-            self._load_soon(run_id)
+            self._load_soon(run_id).waiting = []  # as if something had happened to it
 
     def _release_if_done(self, run_id: str, entry: Entry) -> None:
         """A finished run was loaded for one message or none: it leaves memory again."""
@@ -377,7 +378,9 @@ class Supervisor:
             entry.intensity = RestartIntensity(MAX_RESTARTS, RESTART_WINDOW_SECS)
         delay = entry.intensity.next_delay(self._services.clock.monotonic())
         if delay is None:
-            self._quarantine(run_id, entry, state, reason)
+            self.set_apart.add(run_id, reason)
+            self.set_apart.withdraw(state)
+            self._forget(run_id, entry)
         else:
             logger.warning("run %s is started again from its stored state", run_id)
             self._spawn_task(self._restart(run_id, entry, delay, state))
@@ -435,14 +438,6 @@ class Supervisor:
             del self._entries[run_id]
             self.idle.fold(state, actor.records or None, now)
 
-    def _quarantine(
-        self, run_id: str, entry: Entry, state: RunState, reason: BaseException
-    ) -> None:
-        """It keeps its status and its workflow's slot until an operator decides about it."""
-        self.quarantine_unreadable(run_id, reason)
-        withdraw(self._services, state)
-        self._forget(run_id, entry)
-
     async def _restart(
         self, run_id: str, entry: Entry, delay: float, last: RunState | None
     ) -> None:
@@ -457,6 +452,8 @@ class Supervisor:
                 pause = min(pause * 2, 5.0)
             except QuarantinedError as error:
                 entry.away = False
+                if last is not None:
+                    self.set_apart.withdraw(last)
                 self._forget(run_id, entry, error)
                 return
             else:
@@ -472,10 +469,9 @@ class Supervisor:
 
     def quarantine_unreadable(self, run_id: str, error: BaseException) -> None:
         """A run that cannot be loaded or fails again and again; it never takes others with it."""
-        text = f"{type(error).__name__}: {error}"
-        if self.quarantined.get(run_id) != text:  # a damaged one is met at each reading
-            logger.error("run %s is quarantined: %s", run_id, text)
-        self.quarantined[run_id] = text
+        if self.set_apart.add(run_id, error) and self.published(run_id) is None:
+            self.idle.away.discard(run_id)
+            self.set_apart.leave(run_id)
 
     def _spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -489,6 +485,7 @@ class Supervisor:
         self.run_timers.close()
         if self._next_look is not None:
             self._next_look.cancel()
+        self.set_apart.close()
         for task in list(self._tasks):
             task.cancel()
         for entry in list(self._entries.values()):

@@ -41,11 +41,15 @@ class StopAttempt(Effect, frozen=True, kw_only=True, tag=True):
 
 
 class RequestSlot(Effect, frozen=True, kw_only=True, tag=True):
-    """Ask for a slot of the job. Asking again while a request stands changes nothing."""
+    """Ask for a slot of the job. Asking again while a request stands changes nothing.
+
+    `again`: it has been ready since before.
+    """
 
     step: int
     job: str
     since_ms: int
+    again: bool = False
 
 
 class ReleaseSlot(Effect, frozen=True, kw_only=True, tag=True):
@@ -63,10 +67,14 @@ class ReleaseRunSlot(Effect, frozen=True, kw_only=True, tag=True):
 
 
 class QueueRun(Effect, frozen=True, kw_only=True, tag=True):
-    """The run waits for a slot of its workflow; `held`: it keeps its place and gets none."""
+    """The run waits for a slot of its workflow; `held`: it keeps its place and gets none.
+
+    `again`: it has waited before.
+    """
 
     since_ms: int
     held: bool = False
+    again: bool = False
 
 
 class ScheduleTimer(Effect, frozen=True, kw_only=True, tag=True):

@@ -25,7 +25,7 @@ from pilotage.runtime.effects import (
 )
 from pilotage.runtime.errors import TemplateError
 from pilotage.runtime.graph import bits
-from pilotage.runtime.state import RunState, delay_ms, run_due_ms
+from pilotage.runtime.state import RunState, RunVitals, delay_ms, run_due_ms
 from pilotage.runtime.status import RunStatus, StepStatus, StepType, WaitingFor
 
 
@@ -43,11 +43,15 @@ def recovery_effects(state: RunState, now: int) -> list[Effect]:
     if due is not None:
         effects.append(ScheduleTimer(step=None, due_ms=due))
     if state.status is RunStatus.PENDING and delay_ms(state.head, state.vitals, now) is None:
-        effects.append(QueueRun(since_ms=state.vitals.queued_at_ms, held=state.vitals.held))
+        effects.append(_queue_again(state.vitals))
     d = Draft(state, now)
     for i in bits(state.masks.open):
         _step_effects(d, i, effects)
     return effects
+
+
+def _queue_again(vitals: RunVitals) -> QueueRun:
+    return QueueRun(since_ms=vitals.queued_at_ms, held=vitals.held, again=True)
 
 
 def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
@@ -58,7 +62,7 @@ def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
         effects.append(ParkEvent(step=i, attempt=step.attempt, event_key=step.event_key))
     elif step.wait is WaitingFor.JOB_LIMIT:
         since = step.ready_since_ms or 0
-        effects.append(RequestSlot(step=i, job=spec.job_id or "", since_ms=since))
+        effects.append(RequestSlot(step=i, job=spec.job_id or "", since_ms=since, again=True))
     elif step.status is StepStatus.RUNNING:
         if step.accepted:
             return

@@ -255,9 +255,9 @@ def _request_slot(d: Draft, i: int, limit: int) -> int:
     mask = d.graph.job_mask[job]
     if limit and (d.requested & mask).bit_count() >= limit - d.running.bit_count():
         return mask
+    since = d.step(i).ready_since_ms
     d.emit(SlotRequested(at_ms=d.now, actor=d.actor, step=i, job=job))
-    since = d.step(i).ready_since_ms or d.now
-    d.effects.append(RequestSlot(step=i, job=job, since_ms=since))
+    d.effects.append(RequestSlot(step=i, job=job, since_ms=since or d.now, again=since is not None))
     return 0
 
 

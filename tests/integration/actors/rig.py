@@ -193,6 +193,18 @@ class Rig:
 
         await wait_until(there, f"step {ref} is {status} {wait or ''}")
 
+    async def quarantine(self, run_id: str) -> None:
+        """Its actor fails until it is set apart."""
+        supervisor = self.runtime.supervisor
+
+        def known() -> bool:
+            return supervisor.published(run_id) is not None or run_id in supervisor.quarantined
+
+        while run_id not in supervisor.quarantined:
+            supervisor.notify(run_id, object())
+            await wait_until(lambda: supervisor.published(run_id) is None, "its actor has ended")
+            await wait_until(known, "it is up again, or set apart")
+
     async def began_all(self, *keys: str) -> None:
         await wait_until(lambda: set(keys) <= set(self.began), f"{keys} began")
 

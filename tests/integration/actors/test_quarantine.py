@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from pilotage.actors.errors import ConflictError, NotFoundError, UnavailableError
 from pilotage.actors.principal import ADMIN, Principal
 from pilotage.persistence.port import RunQuery
+from pilotage.runtime.insight import explain
 from tests.integration.actors.rig import PROJECT, Rig, gate, noop
 from tests.support.waiting import wait_until
 
@@ -285,23 +286,12 @@ async def test_while_the_store_is_away_nothing_is_decided_about_a_quarantined_ru
     await world.gateway.discard_quarantined(run, ADMIN)
 
 
-async def crash_actor_until_quarantined(world: Rig, run: str) -> None:
-    supervisor = world.runtime.supervisor
-    for _ in range(6):
-        await wait_until(
-            lambda: supervisor.published(run) is not None or run in supervisor.quarantined, "up"
-        )
-        supervisor.notify(run, object())
-        await wait_until(lambda: supervisor.published(run) is None, "its actor has ended")
-    await wait_until(lambda: run in supervisor.quarantined, "quarantined")
-
-
 @pytest.mark.parametrize("then", ["goes on", "is canceled"])
 async def test_a_released_run_whose_slot_others_have_waits_for_it(world: Rig, then: str) -> None:
     flow = await world.workflow("w", [gate("a", job="gate1")])
     run = await world.trigger(flow, k="0.")
     await world.began_all("0.a")
-    await crash_actor_until_quarantined(world, run)
+    await world.quarantine(run)
     other = await world.trigger(flow, k="1.")
     await world.began_all("1.a")
     queued = await world.trigger(flow, k="2.")
@@ -319,6 +309,8 @@ async def test_a_released_run_whose_slot_others_have_waits_for_it(world: Rig, th
         place = world.runtime.admission.step_place((PROJECT, "gate1"), run, 0)
         assert place is not None
         assert place.position == 1, "before those who came later"
+        told = explain(await world.state(run), world.gateway.notes(await world.state(run)))
+        assert "attempt 1 is held back: it is number 1 in the queue" in told.steps[0].reason
     assert not world.began
     world.let("1.a")
     await world.until(other, "completed")

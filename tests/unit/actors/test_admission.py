@@ -35,8 +35,8 @@ class RunSlots(RuleBasedStateMachine):
         self.limit = 0
         self.holding: set[str] = set()  # runs that run
         self.queued: dict[str, tuple[int, bool]] = {}  # what they have said
-        self.now = 0
-        self.lowered = False
+        self.came: list[str] = []  # in this order they asked
+        self.now = 1_000
 
     @initialize(limit=st.integers(0, 3))
     def begin(self, limit: int) -> None:
@@ -60,7 +60,12 @@ class RunSlots(RuleBasedStateMachine):
         else:
             self.now += 1
             self.queued[run] = (self.now, False)
+            self.came = [other for other in self.came if other != run] + [run]
             self.admission.queue_run(FLOW, run, self.now, held=False)
+
+    @rule(by_ms=st.integers(1, 100))
+    def set_the_clock_back(self, by_ms: int) -> None:
+        self.now -= by_ms
 
     @rule(run=runs)
     def hold_or_go_on(self, run: str) -> None:
@@ -117,19 +122,20 @@ class RunSlots(RuleBasedStateMachine):
         pool = self.admission._run_pool(FLOW)
         assert self.holding <= set(pool.holders)
         assert set(pool.holders) <= self.holding | set(self.queued)
-        assert set(pool.since) | set(pool.holders) == self.holding | set(self.queued)
-        assert not set(pool.since) & set(pool.holders)
+        assert set(pool.waiting) | set(pool.holders) == self.holding | set(self.queued)
+        assert not set(pool.waiting) & set(pool.holders)
 
     @invariant()
     def nobody_waits_beside_a_free_slot(self) -> None:
         pool = self.admission._run_pool(FLOW)
         if not self.limit or len(pool.holders) < self.limit:
-            assert all(self.queued[run][1] for run in pool.since)
+            assert all(self.queued[run][1] for run in pool.waiting)
 
     @invariant()
     def the_queue_is_in_order(self) -> None:
         pool = self.admission._run_pool(FLOW)
-        assert pool.queue == sorted((since, run) for run, since in pool.since.items())
+        assert pool.queue == sorted((slot.place, run) for run, slot in pool.waiting.items())
+        assert [run for _, run in pool.queue] == [run for run in self.came if run in pool.waiting]
         for place, (_, run) in enumerate(pool.queue, 1):
             found = self.admission.run_place(FLOW, run)
             assert found is not None
@@ -146,7 +152,7 @@ TestRunSlots = RunSlots.TestCase
 )
 def test_job_slots(limit: int, actions: list[tuple[str, int]], new_limits: list[int]) -> None:
     """r: request, g: the oldest grant arrives, e: an attempt ends, x: withdrawn, c: new limit."""
-    granted: list[tuple[JobKey, str, int, int]] = []
+    granted: list[tuple[JobKey, str, int, Passed]] = []
     admission = Admission(
         admit=nobody, grant=lambda j, r, s, t: granted.append((j, r, s, t)), limit_of=nothing
     )
@@ -157,7 +163,7 @@ def test_job_slots(limit: int, actions: list[tuple[str, int]], new_limits: list[
     admission.request_step(JOB, "r", 99, 0)
     assert not granted  # the limit is not known yet
     admission.know_job_limit(JOB, limit)
-    assert granted.pop() == (JOB, "r", 99, 0)
+    assert granted.pop()[:3] == (JOB, "r", 99)
     admission.release_step(JOB, "r", 99)
     order: list[tuple[int, int]] = []
     for now, (action, step) in enumerate(actions, 1):
@@ -169,9 +175,9 @@ def test_job_slots(limit: int, actions: list[tuple[str, int]], new_limits: list[
         elif action == "g" and granted:
             _, run, got, asked = granted.pop(0)
             if admission.holds_job_slot(JOB, run, got, asked):
-                assert since.pop(got) == asked
+                assert since.pop(got) == asked.since_ms
                 running.add(got)
-                order.append((asked, got))
+                order.append((asked.since_ms, got))
         elif action == "e" and running:
             ended = sorted(running)[step % len(running)]
             running.discard(ended)
@@ -185,7 +191,7 @@ def test_job_slots(limit: int, actions: list[tuple[str, int]], new_limits: list[
         holders = {step for _, step in pool.holders}
         assert running <= holders
         assert holders <= running | set(since)
-        waiting = {step for _, step in pool.since}
+        waiting = {step for _, step in pool.waiting}
         assert waiting | holders == running | set(since)
         if not allowed or len(holders) < allowed:
             assert not waiting

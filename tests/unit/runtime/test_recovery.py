@@ -75,14 +75,14 @@ def test_a_run_that_is_over_has_nothing_to_do() -> None:
 
 def test_a_queued_run_takes_its_place_again() -> None:
     run = Run(job("a"), held=True)
-    assert recovered(run) == [QueueRun(since_ms=run.now, held=True)]
+    assert recovered(run) == [QueueRun(since_ms=run.now, held=True, again=True)]
 
 
 def test_a_delayed_run_waits_for_its_delay_and_then_queues() -> None:
     run = Run(job("a"), delay_until_ms=START + 5_000)
     assert recovered(run) == [ScheduleTimer(step=None, due_ms=START + 5_000)]
     run.after_secs(6.0)
-    assert recovered(run) == [QueueRun(since_ms=START + 5_000)]
+    assert recovered(run) == [QueueRun(since_ms=START + 5_000, again=True)]
 
 
 def test_an_attempt_whose_input_is_gone_has_failed_retryable() -> None:

@@ -44,7 +44,7 @@ HEAD = new_head(
     policies={"j": JobPolicy(limited=True, timeout_secs=2.5)},
 )
 SAMPLES: dict[str, Any] = {
-    "actor": "ann", "at_ms": START, "attempt": 2, "by": SkippedBy.CONDITION,
+    "actor": "ann", "again": True, "at_ms": START, "attempt": 2, "by": SkippedBy.CONDITION,
     "carried": ((0, FULL_STEP),), "checked": True, "child_run_id": RUN_ID, "comment": "fine",
     "disabled": (1, 2),
     "due_ms": 7, "error": "boom", "error_class": "http_500", "event_key": "k", "expires_at_ms": 8,
