@@ -427,13 +427,15 @@ class Gateway(RunReader):
         again: bool = False,
     ) -> EventReceipt:
         """By the `plan`, if one was made; `again`: it may have been carried out before."""
-        do = plan or self.plan_event(project_id, event_key, buffer_secs)
+        do = plan or await self.plan_event(project_id, event_key, buffer_secs)
         send = self._services.hub.carry_out
         return await self._stored(
             lambda: send(project_id, event_key, payload, do, actor=actor, again=again)
         )
 
-    def plan_event(self, project_id: str, event_key: str, buffer_secs: int) -> EventPlan:
+    async def plan_event(self, project_id: str, event_key: str, buffer_secs: int) -> EventPlan:
+        """Who is to have it, once everybody who waits is known."""
+        await self._supervisor.wait_open()
         event_id, now = self._creation.mint_run_id(), self._services.clock.now_ms()
         return self._services.hub.plan(
             project_id, event_key, event_id=event_id, buffer_secs=buffer_secs, now_ms=now

@@ -1,9 +1,10 @@
 """Recovery: every active run is taken in again before the first one moves.
 
 Two passes. First all runs are loaded, earliest due first, in batches; slots that attempts and runs
-hold and places in queues are noted. Then every run does again what a crash may have lost.
-Admission is opened by the caller afterwards, so no slot is granted before everybody who holds or
-wants one is known.
+hold, places in queues and the events that steps wait for are noted. Then every run is told to do
+again what a crash may have lost. Commands and events are taken after that, so none is decided
+before everybody it concerns is known, nor reaches a run before it has gone on. Admission is opened
+by the caller afterwards, so no slot is granted before everybody who holds or wants one is known.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pilotage.persistence.port import Store, StoredRun, StoreUnavailableError
 from pilotage.runtime.backoff import policy_of
 from pilotage.runtime.graph import bits
 from pilotage.runtime.state import RunState, delay_ms
-from pilotage.runtime.status import RunStatus, StepType
+from pilotage.runtime.status import RunStatus, StepType, WaitingFor
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +47,16 @@ async def recover(
                 continue
             loaded[state.id] = await open_records(store, state)
             note_slots(services, state, now)
+            note_subscriptions(services, state)
             workflows.add(state.head.workflow_id)
             supervisor.adopt(state, stored.outbox)
     for workflow_id in workflows:
         services.admission.set_run_limit(workflow_id, await run_limit(workflow_id))
-    supervisor.open()
     for n, (run_id, records) in enumerate(loaded.items(), 1):
         supervisor.resume(run_id, records)
         if n % BATCH == 0:
             await asyncio.sleep(0)
+    supervisor.open()
     return len(loaded)
 
 
@@ -96,3 +98,18 @@ def note_slots(services: Services, state: RunState, now: int) -> None:
     for i in bits(state.masks.requested):
         job = (head.project_id, state.graph.steps[i].job_id or "")
         admission.request_step(job, head.id, i, state.step(i).ready_since_ms or 0, again=True)
+
+
+def note_subscriptions(services: Services, state: RunState) -> None:
+    """The events that the run's steps wait for."""
+    for i in bits(state.masks.open):
+        step = state.step(i)
+        if step.wait is WaitingFor.EVENT and step.event_key is not None:
+            services.hub.park(
+                state.head.project_id,
+                step.event_key,
+                state.id,
+                i,
+                step.attempt,
+                step.started_at_ms or 0,
+            )

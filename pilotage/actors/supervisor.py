@@ -145,11 +145,14 @@ class Supervisor:
 
     def _refuse_if_away(self) -> None:
         """While the store is away nothing new is taken on: what cannot be stored piles up."""
-        if self._closing:
-            raise UnavailableError("the server is stopping", 5)
+        self._refuse_if_closing()
         writer = self._services.writer
         if not writer.healthy:
             raise UnavailableError(f"the store is away: {writer.last_error}")
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise UnavailableError("the server is stopping", 5)
 
     async def wait_open(self) -> None:
         """Until every active run has been taken in; `UnavailableError` if that lasts."""
@@ -159,6 +162,7 @@ class Supervisor:
                     await self._opened.wait()
             except TimeoutError:
                 raise UnavailableError("the server is still recovering its runs") from None
+        self._refuse_if_closing()
 
     async def _ask(self, run_id: str, message: object) -> Any:
         while True:
@@ -169,8 +173,7 @@ class Supervisor:
             try:
                 answer = await entry.ref.ask(message, block=False)
             except (ActorDeadError, AlreadyExistsError):
-                if self._closing:
-                    raise UnavailableError("the server is stopping", 5) from None
+                self._refuse_if_closing()
                 await asyncio.sleep(0)  # its end is being noted; then it is loaded again
             else:
                 self._release_if_done(run_id, entry)
@@ -275,8 +278,7 @@ class Supervisor:
         return ref
 
     def _load_soon(self, run_id: str) -> Entry:
-        if self._closing:
-            raise UnavailableError("the server is stopping", 5)
+        self._refuse_if_closing()
         if run_id in self.quarantined:
             raise is_quarantined(run_id, self.quarantined[run_id])
         entry = self._entries[run_id] = Entry()

@@ -95,6 +95,6 @@ async def _planned(
     """Who is to have it, stored before anybody has; and whether that was decided before."""
     if idempotency.begun is not None:
         return msgspec.msgpack.decode(idempotency.begun, type=EventPlan), True
-    plan = api.gateway.plan_event(project_id, key, buffer_secs)
+    plan = await api.gateway.plan_event(project_id, key, buffer_secs)
     await begin(api, idempotency, msgspec.msgpack.encode(plan))
     return plan, False

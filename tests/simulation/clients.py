@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 FINISH_SECS = 900.0
+DECIDE_SECS = 5.0
+"""How long a run may still come by a schedule that was ended while one was about to be made."""
 REPLAYED = "replayed"
 """Told instead of an answer that was given before."""
 
@@ -119,6 +121,7 @@ class Clients:
         world, about = self._world, (sent.actor, sent.verb, sent.run_id)
         for _ in range(tries):
             sent.floor = self._seen.get(sent.run_id, 0)
+            waiting = self._waiting_for(sent.event)
             try:
                 sent.told = await world.request(lambda gateway: _once(gateway, sent, work))
             except (UnavailableError, StoreUnavailableError) as error:
@@ -134,9 +137,29 @@ class Clients:
             else:
                 sent.acknowledged = True
                 world.note("ok", *about)
+                if missed := waiting & self._waiting_for(sent.event):
+                    raise ViolationError(f"{sent.actor}: event {sent.event} missed {missed}")
                 return True
             await asyncio.sleep(0.2 + self._rnd.random())
         return False
+
+    def _waiting_for(self, event: str) -> set[tuple[str, int, int]]:
+        """Run, step and attempt of all that wait for the event, as the owner of the store knows:
+        by what it has found there, or was acknowledged to it since.
+        """
+        if not event:
+            return set()
+        ledger, servers = self._world.ledger, self._world.servers
+        found: set[tuple[str, int, int]] = set()
+        for run_id, run in ledger.runs.items():
+            state = run.state if run.fence < self._world.store.fence else servers.published(run_id)
+            if state is not None and run_id not in ledger.set_apart:
+                found |= {
+                    (run_id, i, step.attempt)
+                    for i, step in enumerate(state.steps())
+                    if step.wait is WaitingFor.EVENT and step.event_key == event
+                }
+        return found
 
     def _is_true(self, sent: Sent) -> None:
         """What is acknowledged or shown is stored, and is not older than what was known before."""
@@ -168,6 +191,7 @@ class Clients:
         world, until = self._world, self._world.loop.now + FINISH_SECS
         if world.plan.cron:
             await self._end_schedule()
+            await asyncio.sleep(DECIDE_SECS)
         patience = 0
         while (runs := active_runs(world)) and world.loop.now < until:
             for run in runs:

@@ -35,12 +35,13 @@ class ViolationError(Exception):
 
 
 class Shadow(msgspec.Struct):
-    """One run as the store has it."""
+    """One run as the store has it; `fence` is that of its last write."""
 
     head: RunHead
     graph: StepGraph
     vitals: RunVitals
     steps: list[StepState]
+    fence: int
 
     @property
     def state(self) -> RunState:
@@ -89,7 +90,7 @@ class Ledger:
                 f"run {write.run_id}: written with fence {fence}, {self.fence} is the newest"
             )
         before = self.runs.get(write.run_id)
-        after = self._decoded(write, before)
+        after = self._decoded(write, before, fence)
         self._in_sequence(write, before, after)
         _steps_move_on(before, after)
         _alone(after)
@@ -99,12 +100,12 @@ class Ledger:
             self.batched.add((write.run_id, write.seq))
         return after
 
-    def _decoded(self, write: RunWrite, before: Shadow | None) -> Shadow:
+    def _decoded(self, write: RunWrite, before: Shadow | None, fence: int) -> Shadow:
         vitals = codec.decode_vitals(write.vitals)
         if write.blob is not None:
             head, _, chunks = codec.decode_finished(write.blob)
             steps = [step for chunk in chunks for step in chunk]
-            return Shadow(head, self._graph_of(head.version_id), vitals, steps)
+            return Shadow(head, self._graph_of(head.version_id), vitals, steps, fence)
         if write.head is not None:
             head = codec.decode_head(write.head)
         elif before is not None:
@@ -118,7 +119,7 @@ class Ledger:
             steps = [step for chunk in blank_chunks(graph.size) for step in chunk]
         for i, data in write.steps.items():
             steps[i] = codec.decode_step(data)
-        return Shadow(head, graph, vitals, steps)
+        return Shadow(head, graph, vitals, steps, fence)
 
     def _in_sequence(self, write: RunWrite, before: Shadow | None, after: Shadow) -> None:
         follows = 0 if before is None else before.vitals.seq

@@ -23,6 +23,7 @@ from pilotage.actors.messages import Answer
 from pilotage.actors.outside import Outside
 from pilotage.actors.run_actor import RunActor
 from pilotage.actors.runtime import Runtime
+from pilotage.actors.supervisor import Supervisor
 from pilotage.persistence.memory import MemoryStore
 from pilotage.persistence.port import Verdict
 from pilotage.runtime import decide_report, machine, recovery
@@ -254,6 +255,16 @@ def double_dispatch() -> list[Patch]:
 def subscription_lost() -> list[Patch]:
     """After a crash steps that wait for an event are not parked."""
     return _recovering(lambda e: () if isinstance(e, ParkEvent) else (e,))
+
+
+@mutant
+def open_before_recovery() -> list[Patch]:
+    """Events are taken while runs are still being recovered."""
+
+    async def wait_open(self: Supervisor) -> None:
+        del self
+
+    return [(Supervisor, "wait_open", wait_open)]
 
 
 @mutant

@@ -19,13 +19,24 @@ from pilotage.actors.outside import Outside
 from pilotage.persistence import memory
 from tests.simulation.loop import SimLoop
 from tests.simulation.outside import Jobs, SimExecutor
+from tests.simulation.plan import Plan
 
 
 class _Time:
-    """For `time.monotonic`: a turn of an actor takes no time at all."""
+    """For `time.monotonic`: a turn of an actor takes no time at all or, for the share `slow`, all
+    that actors have before others get the loop.
+    """
 
-    def __init__(self, loop: SimLoop) -> None:
-        self.monotonic = loop.time
+    def __init__(self, loop: SimLoop, rnd: Random, slow: float) -> None:
+        self._loop = loop
+        self._rnd = rnd
+        self._slow = slow
+        self._spent = 0.0
+
+    def monotonic(self) -> float:
+        if self._slow and self._rnd.random() < self._slow:
+            self._spent += 2 * dispatcher.SLICE_SECS
+        return self._loop.now + self._spent
 
 
 class _NoCollection:
@@ -50,10 +61,10 @@ class _NoCollection:
 
 @contextmanager
 def patched(
-    loop: SimLoop, rnd: Random, jobs: Jobs, *, fold_secs: float, deliver: object
+    loop: SimLoop, rnd: Random, jobs: Jobs, *, plan: Plan, deliver: object
 ) -> Generator[None]:
     executor = type("BoundSimExecutor", (SimExecutor,), {"world": jobs})
-    time = _Time(loop)
+    time = _Time(loop, Random(rnd.random()), plan.slow_turns)
 
     def token_hex(size: int) -> str:
         return rnd.randbytes(size).hex()
@@ -69,7 +80,7 @@ def patched(
         (writer, "random", rnd),
         (Outside, "_deliver", deliver),
         (housekeeping, "WATCH_SECS", 2.0),
-        (idle_runs, "FOLD_AFTER_SECS", fold_secs),
+        (idle_runs, "FOLD_AFTER_SECS", plan.fold_secs),
         (memory, "_POLL_SECS", 0.25),
     ]
     kept = [(module, name, getattr(module, name)) for module, name, _ in wanted]

@@ -30,6 +30,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     unheard          share of messages to other runs that are not taken, and not answered
     cron             a workflow is started every minute
     retention_secs   how long finished runs are kept
+    slow_turns       share of the turns of actors after which others get the loop
     fold_secs, passivate_secs   after which an idle run loses its actor, and leaves memory
     start_ms         the wall clock at the beginning
     """
@@ -55,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     unheard: float
     cron: bool
     retention_secs: int
+    slow_turns: float
     fold_secs: float
     passivate_secs: int
     start_ms: int
@@ -115,6 +117,7 @@ def plan_of(seed: int) -> Plan:
         unheard=perhaps(0.4, 0.2),
         cron=rnd.random() < 0.2,
         retention_secs=rnd.choice((86_400, 86_400, 3)),
+        slow_turns=perhaps(0.4, 0.2),
         fold_secs=rnd.choice((0.1, 0.5, 5.0)),
         passivate_secs=rnd.choice((0, 1, 600)),
         start_ms=FULL_MINUTE_MS - until_minute_ms,

@@ -12,6 +12,7 @@ from pilotage.actors.gateway import Gateway
 from pilotage.actors.runtime import Runtime
 from pilotage.persistence.memory import MemoryServer
 from pilotage.runtime.errors import PilotageError
+from pilotage.runtime.state import RunState
 from pilotage.runtime.status import StepStatus
 from pilotage.settings import Settings
 from tests.simulation.ledger import AttemptKey, ViolationError
@@ -45,13 +46,20 @@ class Watched(Watcher, Protocol):
 
 
 class Server(Process):
-    """One process with a runtime. `up`: it takes requests."""
+    """One process with a runtime. `up`: it is ready."""
 
     def __init__(self, loop: SimLoop, name: str) -> None:
         super().__init__(loop, name)
         self.runtime: Runtime
         self.up = False
+        self.stopping = False
         self.requests: dict[asyncio.Future[object], None] = {}  # in order
+
+    @property
+    def listens(self) -> bool:
+        """Whether it takes requests: from when it is put together on, before runs are recovered."""
+        runtime = getattr(self, "runtime", None)
+        return self.alive and not self.stopping and hasattr(runtime, "gateway")
 
 
 class Servers:
@@ -139,7 +147,7 @@ class Servers:
             server.begin(self._stop(server))
 
     async def _stop(self, server: Server) -> None:
-        server.up = False
+        server.up, server.stopping = False, True
         try:
             await server.runtime.stop()
         except BaseException as error:
@@ -173,6 +181,13 @@ class Servers:
                 f"attempt {key} is dispatched; its step is {step.status} at {step.attempt}"
             )
 
+    def published(self, run_id: str) -> RunState | None:
+        """What the server that clients reach knows to be stored of a run in its memory."""
+        server = self.current
+        if server is None or not server.listens:
+            return None
+        return server.runtime.supervisor.published(run_id)
+
     @property
     def one_owner(self) -> bool:
         """Whether the server that clients reach is the one that owns the store."""
@@ -186,7 +201,7 @@ class Servers:
         goes away meanwhile, or does not answer: what was asked may have been done.
         """
         server = self.current
-        if server is None or not server.up or not server.alive:
+        if server is None or not server.listens:
             raise ConnectionError("refused")
         answer: asyncio.Future[object] = self._loop.create_future()
         server.requests[answer] = None

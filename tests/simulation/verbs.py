@@ -30,6 +30,7 @@ class Sent(msgspec.Struct):
 
     unsure  at least one try ended without an answer
     key     its Idempotency-Key
+    event   the key of the event that is sent
     floor   the sequence of the run that was known when it was sent
     """
 
@@ -41,6 +42,7 @@ class Sent(msgspec.Struct):
     unsure: bool = False
     told: Any = None
     key: str = ""
+    event: str = ""
     dry: bool = False
     at_ms: int = 0
     floor: int = 0
@@ -96,7 +98,7 @@ def _event(_: World, sent: Sent, rnd: Random) -> Work:
     key = rnd.choice((*EVENTS, "paid-0", "paid-1"))
     buffer_secs = rnd.choice((0, 3, 60))
     payload = msgspec.json.encode({"event": sent.actor})
-    sent.run_id = ""
+    sent.run_id, sent.event = "", key
     return call("send_event", PROJECT, key, payload, buffer_secs, actor=sent.actor)
 
 

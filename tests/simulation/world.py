@@ -318,7 +318,7 @@ def play(seed: int, *, keep_lines: bool = False, plan: Plan | None = None) -> Re
             loop,
             world.random("product"),
             world.jobs,
-            fold_secs=world.plan.fold_secs,
+            plan=world.plan,
             deliver=deliver,
         ):
             main = loop.create_task(world.story())

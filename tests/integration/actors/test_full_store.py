@@ -101,7 +101,7 @@ async def test_a_nearly_full_store_delivers_events_and_keeps_no_more_of_them(
     with pytest.raises(UnavailableError, match="no step waits for the event paid") as error:
         await world.gateway.send_event(PROJECT, "paid", b"2", 3600, actor="t")
     assert error.value.retry_after_secs > 0
-    plan = world.gateway.plan_event(PROJECT, "paid", 3600)
+    plan = await world.gateway.plan_event(PROJECT, "paid", 3600)
     with pytest.raises(UnavailableError, match="no step waits"):
         await world.gateway.send_event(PROJECT, "paid", b"2", 3600, actor="t", plan=plan)
 
