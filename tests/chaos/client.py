@@ -65,6 +65,12 @@ class Client:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return 0, repr(error)
 
+    async def text(self, path: str) -> tuple[int, str]:
+        """The answer to a GET, whatever it is made of."""
+        headers = {"Authorization": f"Bearer {self._key}"}
+        async with self._session.get(self._url() + path, headers=headers) as answer:
+            return answer.status, await answer.text()
+
     async def insist(
         self,
         method: str,

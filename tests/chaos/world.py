@@ -21,8 +21,9 @@ WAIT_SECS = 60.0
 class World:
     """A server, its store, and a way to ask both."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self.folder = folder
+        self._settings = settings
         self.store = OwnStore(folder / "store", free_port())
         self.server = self.new_server()
         self.problems: list[str] = []
@@ -39,6 +40,7 @@ class World:
             "PILOTAGE_GRACE_SECS": "2",
             "PILOTAGE_LOG_FORMAT": "json",
             "CHAOS_LOG": str(self.folder / "executions"),
+            **self._settings,
             **settings,
         }
         url = f"redis://127.0.0.1:{self.store.port}/0"
@@ -87,9 +89,11 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(folder: Path) -> AsyncGenerator[World]:
-    """A store, and a server that has the workflow `flow`: an approval, then a job."""
-    world = World(folder)
+async def a_world(folder: Path, **settings: str) -> AsyncGenerator[World]:
+    """A store, and a server that has the workflow `flow`: an approval, then a job. `settings` of
+    the environment hold for each server of this world.
+    """
+    world = World(folder, settings)
     await world.start_store()
     await world.start_server()
     steps = [
