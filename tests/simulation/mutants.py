@@ -19,6 +19,7 @@ from pilotage.actors.event_hub import EventHub
 from pilotage.actors.executors.dispatch import Executors
 from pilotage.actors.executors.port import Attempt
 from pilotage.actors.idempotency import Idempotency
+from pilotage.actors.kernel import Timers
 from pilotage.actors.messages import Answer
 from pilotage.actors.outside import Outside
 from pilotage.actors.run_actor import RunActor
@@ -291,6 +292,16 @@ def timer_not_canceled() -> list[Patch]:
     changed: dict[type[Effect], Any] = dict(Outside._AT_ONCE)
     changed[CancelTimer] = nothing
     return [(Outside, "_AT_ONCE", changed)]
+
+
+@mutant
+def durations_by_the_wall_clock() -> list[Patch]:
+    """The time of an attempt is up when the wall clock says so, though it was set."""
+
+    def move(*_: object) -> list[object]:
+        return []
+
+    return [(Timers, "_move", move)]
 
 
 @mutant
