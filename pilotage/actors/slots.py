@@ -13,7 +13,7 @@ from typing import Any
 
 from pilotage.actors.admission import Admission, JobKey, Passed
 from pilotage.actors.catalog import Catalog
-from pilotage.actors.errors import NotFoundError, UnavailableError
+from pilotage.actors.errors import ConflictError, NotFoundError, UnavailableError
 from pilotage.actors.messages import Answer, Granted
 from pilotage.runtime.commands import AdmitRun
 from pilotage.runtime.status import RunStatus
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECS, MAX_PAUSE_SECS = 0.05, 1.0
 LOOK_AGAIN_SECS = 0.2
+LIMIT_OF_DAMAGED = 1
 
 
 class Slots:
@@ -43,11 +44,16 @@ class Slots:
         )
 
     async def run_limit(self, workflow_id: str) -> int:
-        """The `max_concurrent_runs` of a workflow; 0: there is none."""
+        """The `max_concurrent_runs` of a workflow; 0: there is none. One that is damaged keeps
+        nobody waiting: its runs go on one at a time, which exceeds no limit.
+        """
         try:
             workflow = await self._catalog.workflow_by_id(workflow_id)
         except NotFoundError:
             return 0
+        except ConflictError as error:
+            logger.error("workflow %s, limit of its runs: %s", workflow_id, error)  # noqa: TRY400
+            return LIMIT_OF_DAMAGED
         return workflow.spec.max_concurrent_runs
 
     def _admit(self, workflow_id: str, run_id: str, passed: Passed) -> None:
@@ -99,7 +105,7 @@ class Slots:
         try:
             found = await self._catalog.job_for_attempt(*job)
             limit = found.spec.max_concurrency or 0
-        except NotFoundError:
+        except (NotFoundError, ConflictError):  # gone or damaged
             limit = 0  # its attempts fail with a clear error
         except UnavailableError:
             await asyncio.sleep(LOOK_AGAIN_SECS)

@@ -14,10 +14,14 @@ from pilotage.actors.api_keys import KIND as KEY_KIND, ApiKey
 from pilotage.actors.catalog_deleted import KIND as DELETED_KIND, Deleted
 from pilotage.actors.catalog_model import Job, Workflow, WorkflowVersion
 from pilotage.actors.cron_triggers import Decided
+from pilotage.actors.event_hub import KeptEvent
+from pilotage.actors.idempotency import recall
+from pilotage.actors.job_runs import JobRunRecord
 from pilotage.persistence import codec
 from pilotage.persistence.embedded import EmbeddedServer
-from pilotage.persistence.redis_check import Report, check_store
+from pilotage.persistence.redis_check import Beside, Report, check_store
 from pilotage.persistence.redis_store import RedisStore
+from pilotage.runtime.history import HistoryEntry
 from pilotage.settings import Settings
 
 RECORDS: dict[str, Callable[[bytes], object]] = {
@@ -28,6 +32,12 @@ RECORDS: dict[str, Callable[[bytes], object]] = {
     KEY_KIND: partial(codec.decode_record, as_type=ApiKey),
     DELETED_KIND: partial(codec.decode_record, as_type=Deleted),
 }
+BESIDE = Beside(
+    history=partial(codec.decode_history, as_type=HistoryEntry),
+    job_run=partial(codec.decode_record, as_type=JobRunRecord),
+    answer=recall,
+    event=partial(codec.decode_record, as_type=KeptEvent),
+)
 
 
 def look(settings: Settings) -> Report:
@@ -39,6 +49,6 @@ def look(settings: Settings) -> Report:
 async def _look(store: RedisStore) -> Report:
     try:
         await store.open()
-        return await check_store(store, RECORDS)
+        return await check_store(store, RECORDS, BESIDE)
     finally:
         await store.close()

@@ -23,7 +23,17 @@ _AT_ONCE: Final = 64
 _PAGE: Final = 200
 _OF_A_RUN: Final = ("run", "out", "hist", "jobs")
 
-Decoders = Mapping[str, Callable[[bytes], object]]
+Decode = Callable[[bytes], object]
+Decoders = Mapping[str, Decode]
+
+
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """How the values that are no records and no part of a run are read."""
+
+    history: Decode
+    job_run: Decode
+    answer: Decode
+    event: Decode
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -39,10 +49,14 @@ class Report(msgspec.Struct, kw_only=True):
         self.problems += problems[: max(0, MAX_TOLD - len(self.problems))]
 
 
-async def check_store(store: RedisStore, decoders: Decoders) -> Report:
+async def check_store(store: RedisStore, decoders: Decoders, beside: Beside) -> Report:
     """`decoders`: how the records of each kind are read; they raise what the codec raises."""
     report = Report()
     await _check_runs(store, report)
+    await _check_histories(store, beside.history, report)
+    await _check_job_runs(store, beside.job_run, report)
+    await _check_answers(store, beside.answer, report)
+    await _check_events(store, beside.event, report)
     await _check_indexes(store, report)
     for kind, decode in decoders.items():
         await _check_records(store, kind, decode, report)
@@ -124,6 +138,54 @@ def _parts(stored: StoredRun) -> tuple[RunHead, RunVitals]:
     return codec.decode_head(stored.head or b""), vitals
 
 
+async def _check_histories(store: RedisStore, decode: Decode, report: Report) -> None:
+    async for ids in _ids(store, "hist"):
+        for run_id in ids:
+            after = 0
+            while items := await store.history(run_id, after, _PAGE):
+                after = items[-1].seq
+                for item in items:
+                    _look(report, f"run {run_id}, history item {item.seq}", decode, item.data)
+
+
+async def _check_job_runs(store: RedisStore, decode: Decode, report: Report) -> None:
+    async for ids in _ids(store, "jobs"):
+        for run_id in ids:
+            for (step, attempt), data in (await store.job_runs(run_id)).items():
+                _look(report, f"run {run_id}, step {step}, attempt {attempt}", decode, data)
+
+
+async def _check_answers(store: RedisStore, decode: Decode, report: Report) -> None:
+    prefix = f"{store.keys.prefix}idem:"
+    async for names in store.names(literal(prefix) + "*"):
+        for name in names:
+            data = await store.link.command("GET", name)
+            if data is not None:
+                _look(report, f"remembered answer {name.removeprefix(prefix)}", decode, data)
+
+
+async def _check_events(store: RedisStore, decode: Decode, report: Report) -> None:
+    prefix = f"{store.keys.prefix}ev:"
+    async for names in store.names(literal(prefix) + "*"):
+        for name in names:
+            cursor = b"0"
+            while True:
+                cursor, found = await store.link.command(
+                    "HSCAN", name, cursor, "MATCH", "e*", "COUNT", _PAGE
+                )
+                for data in found[1::2]:
+                    _look(report, f"an event kept for {name.removeprefix(prefix)}", decode, data)
+                if cursor == b"0":
+                    break
+
+
+def _look(report: Report, what: str, decode: Decode, data: bytes) -> None:
+    try:
+        decode(data)
+    except codec.SnapshotError as error:
+        report.add([f"{what}: {error}"])
+
+
 async def _check_indexes(store: RedisStore, report: Report) -> None:
     """Every entry of an index has its run."""
     async for names in store.index_names():
@@ -163,10 +225,7 @@ async def _check_records(
         page = await store.list_records(kind, None, _PAGE, after)
         for record in page.rows:
             report.records += 1
-            try:
-                decode(record.data)
-            except codec.SnapshotError as error:
-                report.add([f"{kind} {record.id}: {error}"])
+            _look(report, f"{kind} {record.id}", decode, record.data)
         after = page.next_after
         if after is None:
             return

@@ -7,19 +7,23 @@ from typing import Any
 
 import pytest
 
-from pilotage.cli.doctor_deep import RECORDS
+from pilotage.actors.job_runs import JobRunRecord
+from pilotage.cli.doctor_deep import BESIDE, RECORDS
 from pilotage.persistence import codec
-from pilotage.persistence.port import Record
+from pilotage.persistence.port import HistoryItem, Record
 from pilotage.persistence.redis_check import MAX_TOLD, check_store
 from pilotage.persistence.redis_store import RedisStore
 from pilotage.runtime.effects import EmitEvent
+from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.state import RunVitals
-from pilotage.runtime.status import RunStatus
+from pilotage.runtime.status import JobRunStatus, RunStatus
 from tests.contract.store.building import Life, changed, step
 from tests.contract.store.worlds import RedisWorld
 
 PREFIX = "pilotage:{s0}:"
 PROJECT, FLOW = "project", "workflow"
+ITEM = codec.encode_history(HistoryEntry(seq=1, at="", type="run_started", actor="x"))
+ATTEMPT = codec.encode_record(JobRunRecord(job="j", status=JobRunStatus.COMPLETED))
 MESSAGE = codec.encode_message(EmitEvent(event_key="k", payload=None))
 
 
@@ -27,7 +31,9 @@ async def fill(world: RedisWorld) -> tuple[Life, Life, Life]:
     """An active run, one that has ended, and one that is pinned."""
     active, ended, pinned = (Life(n, tags={"a": "b"}) for n in range(3))
     for life in (active, ended, pinned):
-        await world.put(life.write(steps={0: step(1)}, history=2, job_runs={(0, 1): b"job"}))
+        write = life.write(steps={0: step(1)}, history=2, job_runs={(0, 1): ATTEMPT})
+        items = [HistoryItem(seq=item.seq, data=ITEM) for item in write.history]
+        await world.put(changed(write, history=items))
     await world.put(ended.write(RunStatus.COMPLETED, keep_until_ms=5, outbox_add={"m": MESSAGE}))
     write = pinned.write(RunStatus.FAILED)
     vitals = RunVitals(status=RunStatus.FAILED, seq=write.seq, pinned=True)
@@ -41,7 +47,7 @@ def place(life: Life) -> str:
 
 async def found(world: RedisWorld) -> list[str]:
     assert isinstance(world.store, RedisStore)
-    report = await check_store(world.store, RECORDS)
+    report = await check_store(world.store, RECORDS, BESIDE)
     assert report.found == len(report.problems) <= MAX_TOLD
     return report.problems
 
@@ -61,8 +67,8 @@ HARMS: dict[str, Harm] = {
     "has no end": lambda w, a, e, p: w.client.zrem(f"{PREFIX}expire", place(e)),
     "would be removed": lambda w, a, e, p: w.client.zadd(f"{PREFIX}expire", {place(p): 1}),
     "list of a tag": lambda w, a, e, p: w.client.zrem(f"{PREFIX}ixt:{PROJECT}:a:b", f"*{place(a)}"),
-    "hist:": lambda w, a, e, p: w.client.rpush(f"{PREFIX}hist:{Life(77).id}", "x"),
-    "jobs:": lambda w, a, e, p: w.client.hset(f"{PREFIX}jobs:{Life(77).id}", "0:1", "x"),
+    "hist:": lambda w, a, e, p: w.client.rpush(f"{PREFIX}hist:{Life(77).id}", ITEM),
+    "jobs:": lambda w, a, e, p: w.client.hset(f"{PREFIX}jobs:{Life(77).id}", "0:1", ATTEMPT),
     "is damaged": lambda w, a, e, p: w.client.hset(f"{PREFIX}run:{a.id}", "h", b"\x01what"),
     "which is not there": lambda w, a, e, p: w.client.zadd(f"{PREFIX}expire", {place(Life(77)): 1}),
 }
@@ -87,7 +93,7 @@ async def test_records_are_read_and_what_is_told_is_bounded(redis_world: RedisWo
         record = Record(kind="job", project_id="p", id=f"j{n}", data=b"\x01damaged")
         await store.put_record(record, redis_world.fence)
     assert isinstance(store, RedisStore)
-    report = await check_store(store, RECORDS)
+    report = await check_store(store, RECORDS, BESIDE)
     assert (report.records, report.found) == (MAX_TOLD + 5, MAX_TOLD + 5)
     assert len(report.problems) == MAX_TOLD
     assert "job j" in report.problems[0]

@@ -13,6 +13,15 @@ from tests.support.waiting import wait_until_sync
 PROJECT = "acme"
 ONCE = {"Idempotency-Key": "order 17"}
 EARLY = "early"
+STATES = {
+    "approval": "waiting/approval",
+    "event": "waiting/event",
+    "sleep": "waiting/timer",
+    "retry": "waiting/retry",
+    "running": "running",
+    "wants the slot": "pending/job_limit",
+}
+"""How the first step of these runs stands."""
 
 
 def fill(api: Api, jobs: JobServer) -> dict[str, Any]:
@@ -51,12 +60,8 @@ def fill(api: Api, jobs: JobServer) -> dict[str, Any]:
     for run_id in (finished, pinned, orphan, going_on["sender"]):
         api.until(run_id, "completed")
     api.until(failed, "failed")
-    api.until_step(going_on["approval"], "first", "waiting/approval")
-    api.until_step(going_on["event"], "first", "waiting/event")
-    api.until_step(going_on["sleep"], "first", "waiting/timer")
-    api.until_step(going_on["retry"], "first", "waiting/retry")
-    api.until_step(going_on["running"], "first", "running")
-    api.until_step(going_on["wants the slot"], "first", "pending/job_limit")
+    for name, state in STATES.items():
+        api.until_step(going_on[name], "first", state)
     child = child_of(api, going_on["parent"], "child")
     api.until_step(child, "first", "waiting/approval")
     api.act(pinned, "pin")

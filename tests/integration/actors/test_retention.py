@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from pilotage.actors import retention
 from pilotage.actors.errors import ConflictError, NotFoundError
 from pilotage.actors.principal import ADMIN
-from pilotage.cli.doctor_deep import RECORDS
+from pilotage.cli.doctor_deep import BESIDE, RECORDS
 from pilotage.persistence.redis_check import check_store
 from tests.integration.actors.rig import Rig, gate, noop, rig
 from tests.support.waiting import wait_until
@@ -127,7 +127,7 @@ async def test_a_store_that_has_been_used_is_whole(brief: Rig) -> None:
     await brief.began_all("a")
     await brief.gateway.send_event("p", "nobody", b"1", 60, actor="test")
     await brief.crash_and_start()
-    report = await check_store(brief.store, RECORDS)
+    report = await check_store(brief.store, RECORDS, BESIDE)
     assert report.problems == []
     assert report.runs >= 5
     assert report.records >= 6
@@ -138,7 +138,7 @@ async def test_a_store_that_has_been_used_is_whole(brief: Rig) -> None:
         await brief.gateway.get_run(running, ADMIN)
     with pytest.raises(NotFoundError):
         await brief.gateway.get_run(queued, ADMIN)
-    assert (await check_store(brief.store, RECORDS)).problems == []
+    assert (await check_store(brief.store, RECORDS, BESIDE)).problems == []
 
 
 async def test_a_deletion_that_failed_leaves_the_workflow_and_its_versions(
