@@ -38,6 +38,7 @@ from pilotage.actors.catalog_records import (
 from pilotage.actors.errors import ConflictError, InvalidError, NotFoundError
 from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.kernel.clock import Clock
+from pilotage.actors.workflow_uses import WorkflowUses
 from pilotage.persistence import codec
 from pilotage.persistence.port import IdempotencyRecord, Record, Store
 from pilotage.runtime.definition import JobPolicy, JobSpec, WorkflowSpec
@@ -111,6 +112,7 @@ class Catalog:
         self._graphs = GraphCache()
         self._locks = tuple(asyncio.Lock() for _ in range(_LOCKS))
         self.listeners = Listeners()
+        self.uses = WorkflowUses()
         self.keys = ApiKeys(store, clock=clock, fence=fence, admin_key=admin_key)
 
     # --- workflows -------------------------------------------------------------------------
@@ -194,7 +196,7 @@ class Catalog:
 
     async def delete_workflow(self, workflow: Workflow) -> None:
         """Gone for new runs; its versions stay as long as there are runs that refer to them."""
-        async with self._changing(workflow.project_id):
+        async with self._changing(workflow.project_id), self.uses.deleting(workflow.id):
             with catalog_errors("workflow"):
                 active = await self._store.active_count(workflow.id)
             if active:

@@ -101,7 +101,8 @@ class Creation:
         )
         disabled = tuple(sorted(graph.index[ref] for ref in trigger.disabled))
         command = CreateRun(actor=actor, head=head, disabled=disabled)
-        return await self._create(graph, command, _limit(workflow), idempotency)
+        async with self._catalog.uses.making(workflow.id, workflow.slug):
+            return await self._create(graph, command, _limit(workflow), idempotency)
 
     async def _head(
         self,
@@ -193,7 +194,8 @@ class Creation:
             held=parent.status is RunStatus.PAUSED,
         )
         try:
-            await self._create(graph, command, _limit(workflow))
+            async with self._catalog.uses.making(workflow.id, workflow.slug):
+                await self._create(graph, command, _limit(workflow))
         except AlreadyExistsError:
             # made before a crash, and over: what it had to report is in its outbox
             made = await self._supervisor.state(effect.child_run_id)
