@@ -33,6 +33,7 @@ class BreakableStore(RedisStore):
         self.lose_replies = 0
         self.verdicts: dict[str, Verdict] = {}
         self.commits = 0
+        self.renewals = 0
 
     def _check(self) -> None:
         if self.away:
@@ -45,6 +46,7 @@ class BreakableStore(RedisStore):
     async def renew(self, owner: str, fence: int, lease_secs: float) -> None:
         self._check()
         await super().renew(owner, fence, lease_secs)
+        self.renewals += 1
 
     async def commit(self, batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
         self._check()

@@ -163,14 +163,13 @@ async def test_a_clock_that_was_set_while_the_server_was_down_loses_nothing(
     await ended_once(world, runs)
 
 
-async def test_an_attempt_in_progress_keeps_its_seconds_when_the_clock_is_set_forward(
-    world: ClockRig,
-) -> None:
+@pytest.mark.parametrize("hours", [5, -5])
+async def test_an_attempt_in_progress_keeps_its_seconds(world: ClockRig, hours: int) -> None:
     flow = await world.workflow("w", [gate("a", timeout_secs_override=60, retry_max_attempts=1)])
     run = await world.trigger(flow)
     await world.began_all("a")
     world.clock.advance_ms(30_000)
-    world.clock.jump_ms(5 * HOUR_MS)
+    world.clock.jump_ms(hours * HOUR_MS)
     other = await world.trigger(await world.workflow("other", [sleep_of(29)]))
     world.clock.advance_ms(29_000)
     await world.until(other, "completed")
@@ -187,6 +186,38 @@ async def test_an_idempotency_key_is_remembered_whatever_the_clock_says(world: C
     for hours in (30, -60):
         world.clock.jump_ms(hours * HOUR_MS)
         assert await world.store.idempotency(PROJECT, key.key) is not None
+
+
+@pytest.mark.parametrize("hours", [30, -30])
+async def test_an_event_that_nobody_waits_for_is_kept_by_the_store_s_clock(
+    world: ClockRig, hours: int
+) -> None:
+    await world.gateway.send_event(PROJECT, "k", b"1", 60, actor="x")
+    world.clock.jump_ms(hours * HOUR_MS)
+    wait = {"step_ref": "s", "step_type": "wait_for_event", "event_key": "k"}
+    run = await world.trigger(await world.workflow("w", [wait]))
+    assert (await world.until(run, "completed")).step(0).output == b"1"
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+async def test_the_lease_is_renewed_whatever_the_clock_says(world: ClockRig, hours: int) -> None:
+    world.clock.jump_ms(hours * HOUR_MS)
+    renewed = world.store.renewals
+    await wait_until(lambda: world.store.renewals >= renewed + 3, "it is renewed, again and again")
+    assert world.runtime.ready
+
+
+async def test_what_is_over_is_kept_until_a_day_that_may_come_sooner_or_later(
+    world: ClockRig,
+) -> None:
+    run = await world.trigger(await world.workflow("w", [noop("a")]))
+    await world.until(run, "completed")
+    keep_ms = world.settings.retention_completed_secs * 1000
+    retention = world.runtime.housekeeping._upkeep.retention
+    for by_ms, stays in ((-HOUR_MS, True), (keep_ms, True), (HOUR_MS, False)):
+        world.clock.jump_ms(by_ms)
+        await retention.sweep()
+        assert ((await world.store.load_runs([run]))[0] is not None) is stays
 
 
 async def test_queued_runs_all_get_their_turn_when_the_clock_is_set_back(world: ClockRig) -> None:
