@@ -5,7 +5,7 @@ repeats them, they are made for it. Reads are repeated a few times. Whatever goe
 as a `StoreError`:
 
     away, loading, read-only, out of memory, disk error, too few replicas   StoreUnavailableError
-    not a Redis, too old, evicts, a replica, wrong credentials              UnsuitableStoreError
+    not a Redis, too old, evicts, a replica, wrong credentials, not trusted UnsuitableStoreError
     anything else the server refuses                                        StoreError
 
 All methods belong to the event loop on which the first of them ran.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import ssl
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -97,7 +98,7 @@ class RedisLink:
         with self._explained():
             try:
                 address = Address(self.url)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OSError) as error:  # also of the files of its `ssl_...`
                 raise UnsuitableStoreError(f"store URL {_masked(self.url)!r}: {error}") from error
         # A write leaves at once: whoever waits for it is mostly alone. Reads travel together.
         self._writer = self._wires(address, _WRITER_CONNECTIONS, eager=True)
@@ -277,6 +278,11 @@ def _unsuitable_or_wrong(error: Exception, text: str) -> StoreError:
         return UnsuitableStoreError(
             f"the store refuses our credentials or rights: {text}; correct user, password or "
             "access rules (all commands on our keys, and INFO)"
+        )
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UnsuitableStoreError(
+            f"the certificate of the store is not trusted: {error.verify_message}; name the host "
+            "as the certificate has it, and who has signed it with ?ssl_ca_certs=FILE in the URL"
         )
     if isinstance(error, InvalidResponse):
         return UnsuitableStoreError(f"this is not a Redis or Valkey server: {text}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from pilotage.persistence import redis_wire
 from pilotage.persistence.port import StoreUnavailableError, UnsuitableStoreError
 from pilotage.persistence.redis_link import RedisLink
 from pilotage.persistence.redis_wire import Address, Wire, Wires, packed
+from tests.support.tls import certificate
 from tests.support.waiting import wait_until
 
 
@@ -365,35 +365,6 @@ async def test_password_user_database_and_name_are_those_of_the_url(valkey_url: 
                     await wires.ask(packed("PING"))
         finally:
             await admin.acl_deluser("ann")
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-out",
-            "cert.pem",
-            "-keyout",
-            "key.pem",
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
