@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from pilotage.actors.catalog_doubts import Doubt, Doubts
 from pilotage.actors.catalog_records import catalog_errors, new_id
 from pilotage.actors.errors import (
     ConflictError,
@@ -82,6 +83,7 @@ class ApiKeys:
         self._by_id: dict[str, ApiKey] = {}
         self._loaded = False
         self._lock = asyncio.Lock()
+        self.doubts = Doubts(self._look_again)
         self._admin_hash: str | None = None
         if admin_key is not None:
             self.trust_admin_key(admin_key)
@@ -150,19 +152,44 @@ class ApiKeys:
                 created_at_ms=now,
             )
             made = None if idempotency is None else idempotency.record(status=201, reference=key.id)
-            with catalog_errors("api key"):
+            doubt = Doubt(item_id=key.id, partition=project_id)
+            with catalog_errors("api key"), self.doubts.unless_known(doubt):
                 await self._store.put_record(record, self._fence(), made)
             self._hold(key)
         return key, secret
 
     async def revoke(self, key_id: str, by: Principal) -> None:
-        """The key is refused from now on; `NotFoundError` if the caller cannot see it."""
+        """The key is refused from now on; `NotFoundError` if the caller cannot see it.
+
+        As long as it is not known whether it is revoked it is refused, and can be revoked again.
+        """
         await self.load()
         async with self._lock:
             key = self._visible(key_id, by)
-            with catalog_errors("api key"):
-                await self._store.delete_record(KIND, key_id, self._fence())
+            doubt = Doubt(item_id=key.id, partition=key.project_id)
+            try:
+                with catalog_errors("api key"), self.doubts.unless_known(doubt):
+                    await self._store.delete_record(KIND, key_id, self._fence())
+            except BaseException:
+                if key_id in self.doubts:
+                    self._by_hash.pop(key.hash, None)
+                raise
             self._drop(key)
+
+    async def _look_again(self, doubt: Doubt) -> object:
+        """What is stored holds, once nothing can arrive any more that revokes it."""
+        async with self._lock:
+            with catalog_errors("api key"):
+                record = await self._store.get_record(KIND, doubt.item_id)
+                key = None if record is None else codec.decode_record(record.data, ApiKey)
+            known = self._by_id.get(doubt.item_id)
+            if key is None and known is not None:
+                self._drop(known)
+            elif key is not None and doubt.last:
+                self._hold(key)
+            elif key is not None:
+                self._by_id[key.id] = key
+        return key
 
     async def visible(self, key_id: str, by: Principal) -> ApiKey:
         """One key; `NotFoundError` if there is none that the caller can see."""

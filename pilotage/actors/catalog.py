@@ -19,7 +19,9 @@ import msgspec
 
 from pilotage.actors.api_keys import ApiKeys
 from pilotage.actors.catalog_deleted import DeletedWorkflows
+from pilotage.actors.catalog_doubts import Doubt
 from pilotage.actors.catalog_graphs import GraphCache
+from pilotage.actors.catalog_listeners import Listeners
 from pilotage.actors.catalog_lookup import Known, at_hand, each, find, look_up, references, unknown
 from pilotage.actors.catalog_model import (
     Job,
@@ -73,19 +75,6 @@ def _filing(kind: str, type_: type[D]) -> Filing[D]:
     return Filing(kind=kind, encode=codec.encode_definition, decode=decode)  # type: ignore[arg-type]
 
 
-class Listeners:
-    """Who is told of changes of definitions, after they are stored. Set by the runtime."""
-
-    def __init__(self) -> None:
-        self.workflow: Callable[[Workflow], object] = _ignore
-        self.workflow_deleted: Callable[[str], object] = _ignore
-        self.job: Callable[[Job], object] = _ignore
-
-
-def _ignore(_: object) -> None:
-    return None
-
-
 class Catalog:
     """`fence` gives the fencing token of this process.
 
@@ -104,9 +93,9 @@ class Catalog:
         self._store = store
         self._clock = clock
         self._python_jobs = python_jobs
-        self._workflows = Shelf(store, _filing("workflow", Workflow), fence)
+        self._workflows = Shelf(store, _filing("workflow", Workflow), fence, self._look_at_workflow)
         self._versions = Shelf(store, _filing("version", WorkflowVersion), fence)
-        self._jobs = Shelf(store, _filing("job", Job), fence)
+        self._jobs = Shelf(store, _filing("job", Job), fence, self._look_at_job)
         self.deleted = DeletedWorkflows(store, self._workflows, self._versions)
         self._fence = fence
         self._graphs = GraphCache()
@@ -205,7 +194,8 @@ class Catalog:
                     "cancel them or wait for their end, then delete it"
                 )
             await self.deleted.note(workflow, self._fence())
-            if not await self._workflows.delete(workflow.id):
+            project_id, slug = workflow.project_id, workflow.slug
+            if not await self._workflows.delete(workflow.id, project_id, slug):
                 raise unknown("workflow", workflow.id)
             self.listeners.workflow_deleted(workflow.id)
 
@@ -306,6 +296,7 @@ class Catalog:
             )
             made = _made(idempotency, job, body)
             await self._jobs.put(job, project_id, slug=job.slug, idempotency=made)
+            self._tell_limits(job)
             return job
 
     async def update_job(self, job: Job, parsed: ParsedJob) -> Job:
@@ -320,16 +311,22 @@ class Catalog:
                 updated_at_ms=max(self._clock.now_ms(), job.updated_at_ms + 1),
                 revision=job.revision + 1,
             )
-            await self._jobs.put(new, job.project_id, slug=new.slug, revision=new.revision)
-            self.listeners.job(new)
+            await self._jobs.put(
+                new, job.project_id, slug=new.slug, old_slug=job.slug, revision=new.revision
+            )
+            if new.slug != job.slug:
+                self._tell_limit_without(job.project_id, job.slug)
+            self._tell_limits(new)
             return new
 
     async def delete_job(self, job: Job) -> None:
         """`ConflictError` while an enabled workflow uses it."""
         async with self._changing(job.project_id):
             await self._refuse_used(job)
-            if not await self._jobs.delete(job.id):
+            if not await self._jobs.delete(job.id, job.project_id, job.slug):
                 raise unknown("job", job.id)
+            for ref in (job.id, job.slug):
+                self._tell_limit_without(job.project_id, ref)
 
     async def list_jobs(
         self, project_id: str | None, limit: int, after: Position | None = None
@@ -368,6 +365,48 @@ class Catalog:
             elif self._python_jobs.get(ref) is not None:
                 known[ref] = ref
         return known
+
+    # --- who goes by what is stored ---------------------------------------------------------------
+
+    def close(self) -> None:
+        """Nobody is told of anything any more."""
+        for doubts in (self._workflows.doubts, self._jobs.doubts, self.keys.doubts):
+            if doubts is not None:
+                doubts.close()
+
+    def _tell_limits(self, job: Job) -> None:
+        for ref in (job.id, job.slug):  # steps may name it either way
+            self.listeners.job_limit(job.project_id, ref, job.spec.max_concurrency or 0)
+
+    def _tell_limit_without(self, project_id: str, ref: str) -> None:
+        """There is no stored job of that name any more; there may be a function."""
+        registered = self._python_jobs.get(ref)
+        limit = 0 if registered is None else registered.spec.max_concurrency or 0
+        self.listeners.job_limit(project_id, ref, limit)
+
+    async def _look_at_workflow(self, doubt: Doubt) -> object:
+        async with self._changing(doubt.partition):
+            found = await self._workflows.get(doubt.item_id)
+            if found is None and doubt.told is not None:
+                self.listeners.workflow_deleted(doubt.item_id)
+            elif found is not None and found != doubt.told:
+                self.listeners.workflow(found)
+        return found
+
+    async def _look_at_job(self, doubt: Doubt) -> object:
+        limits: dict[str, int] = {}
+        async with self._changing(doubt.partition):
+            for ref in (doubt.item_id, *doubt.slugs):
+                try:
+                    job = await self.job_for_attempt(doubt.partition, ref)
+                except NotFoundError:
+                    limits[ref] = 0
+                else:
+                    limits[ref] = job.spec.max_concurrency or 0
+            if limits != doubt.told:
+                for ref, limit in limits.items():
+                    self.listeners.job_limit(doubt.partition, ref, limit)
+        return limits
 
     # --- inner parts ---------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Typed access to one kind of stored definition, with a bounded cache.
 
 One process owns the store and writes pass through here, so what is cached holds; a read that
-overlaps a write never fills the cache. Store errors become the errors a caller may be told.
+overlaps a write never fills the cache, nor does one while it is not known what became of a write
+(`catalog_doubts`). Store errors become the errors a caller may be told.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from pilotage.actors.catalog_doubts import Doubt, Doubts, Look
 from pilotage.actors.errors import ConflictError, UnavailableError
 from pilotage.persistence.codec import SnapshotError
 from pilotage.persistence.port import (
@@ -96,9 +98,17 @@ class Shelf(Generic[T]):
     """One kind of definition. Lookups by id and by slug are cached, absent slugs too.
 
     `partition` is what lists and slugs are kept by: the project, or for versions the workflow.
+    `look` tells whoever goes by a definition what is stored, after a change that the store did not
+    answer; without it nobody does.
     """
 
-    def __init__(self, store: Store, filing: Filing[T], fence: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        filing: Filing[T],
+        fence: Callable[[], int],
+        look: Look | None = None,
+    ) -> None:
         self._store = store
         self._filing = filing
         self._fence = fence
@@ -106,6 +116,7 @@ class Shelf(Generic[T]):
         self._bytes = 0
         self._slugs: OrderedDict[tuple[str, str], str | None] = OrderedDict()
         self._writes = 0
+        self.doubts = None if look is None else Doubts(look)
 
     def cached(self, item_id: str) -> T | None:
         """The definition, if it is in memory."""
@@ -145,7 +156,7 @@ class Shelf(Generic[T]):
         seen = self._writes
         with catalog_errors(self._filing.kind):
             found = await self._store.find_slug(self._filing.kind, partition, slug)
-        if seen == self._writes:
+        if seen == self._writes and not self.doubts:
             self._slugs[where] = found
             if len(self._slugs) > MAX_SLUGS:
                 self._slugs.popitem(last=False)
@@ -171,6 +182,7 @@ class Shelf(Generic[T]):
         partition: str,
         *,
         slug: str | None = None,
+        old_slug: str | None = None,
         revision: int = 1,
         idempotency: IdempotencyRecord | None = None,
         beside: Record | None = None,
@@ -181,19 +193,30 @@ class Shelf(Generic[T]):
         record = self.record(item, partition, slug=slug, revision=revision)
         self._forget(item.id)
         try:
-            with catalog_errors(self._filing.kind):
+            with (
+                catalog_errors(self._filing.kind),
+                self._unless_known(item.id, partition, slug, old_slug),
+            ):
                 await self._store.put_record(record, self._fence(), idempotency, beside)
         finally:
             self._forget(item.id)
         self._cache(item, len(record.data))
 
-    async def delete(self, item_id: str) -> bool:
+    async def delete(self, item_id: str, partition: str = "", slug: str | None = None) -> bool:
         self._forget(item_id)
         try:
-            with catalog_errors(self._filing.kind):
+            with catalog_errors(self._filing.kind), self._unless_known(item_id, partition, slug):
                 return await self._store.delete_record(self._filing.kind, item_id, self._fence())
         finally:
             self._forget(item_id)
+
+    def _unless_known(
+        self, item_id: str, partition: str, *slugs: str | None
+    ) -> AbstractContextManager[None]:
+        if self.doubts is None:
+            return nullcontext()
+        names = tuple(dict.fromkeys(slug for slug in slugs if slug is not None))
+        return self.doubts.unless_known(Doubt(item_id=item_id, partition=partition, slugs=names))
 
     async def page(
         self, partition: str | None, limit: int, after: Position | None
@@ -211,7 +234,7 @@ class Shelf(Generic[T]):
 
     def _cache(self, item: T, size: int) -> None:
         self._drop(item.id)
-        if size > self._filing.cache_bytes:
+        if size > self._filing.cache_bytes or (self.doubts is not None and item.id in self.doubts):
             return
         self._items[item.id] = (item, size)
         self._bytes += size

@@ -19,7 +19,7 @@ from typing import Any
 from pilotage.actors.attempt_jobs import AttemptJobs
 from pilotage.actors.callbacks import Callbacks
 from pilotage.actors.catalog import Catalog
-from pilotage.actors.catalog_model import Job, Workflow
+from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.collector import without_collection
 from pilotage.actors.creation import Creation, too_many
 from pilotage.actors.cron_triggers import CronTriggers
@@ -265,7 +265,7 @@ class Runtime:
         )
         self.catalog.listeners.workflow = self._workflow_changed
         self.catalog.listeners.workflow_deleted = self._workflow_deleted
-        self.catalog.listeners.job = self._job_changed
+        self.catalog.listeners.job_limit = self._job_limit
         retention = Retention(
             self.store, self.catalog, self.supervisor, self.services, self._fence_token
         )
@@ -348,6 +348,7 @@ class Runtime:
         if hasattr(self, "housekeeping"):
             await self.housekeeping.close()
         if hasattr(self, "supervisor"):
+            self.catalog.close()
             await self.supervisor.close()
             self.timers.close()
             await self.writer.close()
@@ -386,6 +387,7 @@ class Runtime:
 
     async def _halt(self) -> None:
         """The runs are somebody else's: nothing goes out, attempts in progress are told to stop."""
+        self.catalog.close()
         await self.supervisor.close()
         self.cron.close()
         self.timers.close()
@@ -426,9 +428,8 @@ class Runtime:
     def _job_vacated(self, project_id: str, ref: str) -> None:
         self.admission.job_vacated((project_id, ref))
 
-    def _job_changed(self, job: Job) -> None:
-        for ref in (job.id, job.slug):  # steps may name it either way
-            self.admission.set_job_limit((job.project_id, ref), job.spec.max_concurrency or 0)
+    def _job_limit(self, project_id: str, ref: str, limit: int) -> None:
+        self.admission.set_job_limit((project_id, ref), limit)
 
     def _background(self, work: Awaitable[object]) -> None:
         async def run() -> None:

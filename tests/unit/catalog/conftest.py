@@ -56,9 +56,11 @@ class CountingStore(MemoryStore):
 class Kit:
     """A catalog and what it is made of."""
 
-    def __init__(self, server: MemoryServer | None = None) -> None:
+    def __init__(
+        self, server: MemoryServer | None = None, store: type[CountingStore] = CountingStore
+    ) -> None:
         self.clock = HandClock()
-        self.store = CountingStore(server)
+        self.store = store(server)
         self.registry = JobRegistry()
         self.fence = 0
         self.catalog = Catalog(
