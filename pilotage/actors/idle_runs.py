@@ -12,18 +12,23 @@ again, of the folded state at once, or of the stored one.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterator
 
 import msgspec
 
 from pilotage.actors.attempt_records import AttemptRecords
+from pilotage.actors.entries import Entry
+from pilotage.actors.kernel import Clock
 from pilotage.runtime.graph import bits
 from pilotage.runtime.state import RunState, packed, run_due_ms
 from pilotage.runtime.status import StepType
 
 FOLD_AFTER_SECS = 5.0
 """How often is looked; a run that was not moved between two looks is folded."""
+LOOKED_AT_ONCE = 500
+"""Runs looked at before the loop gets its turn."""
 
 
 class Folded(msgspec.Struct, frozen=True, gc=False):
@@ -68,7 +73,36 @@ class IdleRuns:
         folded = self._folded.get(run_id)
         return None if folded is None else folded.state
 
-    def fold(self, state: RunState, records: AttemptRecords | None, now: float) -> None:
+    async def put_aside(self, entries: dict[str, Entry], clock: Clock) -> None:
+        """One look at all `entries`: who was not moved since the look before is folded and has no
+        entry any more; who has been folded for long is passivated.
+        """
+        now = clock.monotonic()
+        for n, (run_id, entry) in enumerate(list(entries.items()), 1):
+            if entries.get(run_id) is entry and self._fold_if_idle(entry, now):
+                del entries[run_id]
+            if n % LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for n, _ in enumerate(self._passivate_due(now, clock.now_ms()), 1):
+            if n % LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _fold_if_idle(self, entry: Entry, now: float) -> bool:
+        actor = entry.actor
+        if actor is None or entry.ref is None:
+            return False
+        moved, actor.moved = actor.moved, False
+        if moved or not actor.at_rest:
+            return False
+        if entry.intensity is not None and entry.intensity.recent(now):
+            return False  # how often it has failed must not be forgotten
+        state = actor.published
+        if state is None or not actor.retire():
+            return False
+        self._fold(state, actor.records or None, now)
+        return True
+
+    def _fold(self, state: RunState, records: AttemptRecords | None, now: float) -> None:
         """Keep the state of a run whose actor has nothing to do and is gone."""
         self._folded[state.id] = Folded(packed(state), now, records)
         self.folds += 1
@@ -85,7 +119,7 @@ class IdleRuns:
         """Forget a folded run: it is about to have an actor again."""
         return self._folded.pop(run_id, None)
 
-    def passivate_due(self, now: float, now_ms: int) -> Iterator[None]:
+    def _passivate_due(self, now: float, now_ms: int) -> Iterator[None]:
         """Passivate what has been folded for long, one run an iteration."""
         while self._by_age and self._by_age[0][0] <= now - self.passivate_after_secs:
             since, run_ids = self._by_age.popleft()

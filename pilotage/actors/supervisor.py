@@ -57,8 +57,6 @@ OPEN_WAIT_SECS = 5.0
 """How long a caller waits for the recovery at the start."""
 MAX_RESTARTS, RESTART_WINDOW_SECS = 5, 60.0
 NOTIFY_RETRY_SECS = 0.05
-LOOKED_AT_ONCE = 500
-"""Runs looked at before the loop gets its turn."""
 MAX_NOTES = 1_000
 """Messages in a mailbox beyond which progress and log lines are dropped."""
 
@@ -415,30 +413,7 @@ class Supervisor:
                 self._look_later()
 
     async def put_aside(self) -> None:
-        """One look at all runs that have an actor, and at those that were folded long ago."""
-        clock = self._services.clock
-        now = clock.monotonic()
-        for n, (run_id, entry) in enumerate(list(self._entries.items()), 1):
-            self._fold_if_idle(run_id, entry, now)
-            if n % LOOKED_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        for n, _ in enumerate(self.idle.passivate_due(now, clock.now_ms()), 1):
-            if n % LOOKED_AT_ONCE == 0:
-                await asyncio.sleep(0)
-
-    def _fold_if_idle(self, run_id: str, entry: Entry, now: float) -> None:
-        actor = entry.actor
-        if actor is None or entry.ref is None or self._entries.get(run_id) is not entry:
-            return
-        moved, actor.moved = actor.moved, False
-        if moved or not actor.at_rest:
-            return
-        if entry.intensity is not None and entry.intensity.recent(now):
-            return  # how often it has failed must not be forgotten
-        state = actor.published
-        if state is not None and actor.retire():
-            del self._entries[run_id]
-            self.idle.fold(state, actor.records or None, now)
+        await self.idle.put_aside(self._entries, self._services.clock)
 
     async def _restart(
         self, run_id: str, entry: Entry, delay: float, last: RunState | None
