@@ -76,6 +76,7 @@ def observe(metrics: Metrics, parts: Parts) -> None:
             lambda: stats().slow_turns,
         ),
         "timer_failures_total": ("Timers whose callback raised.", lambda: timers.failed),
+        "clock_jumps_total": ("Times the wall clock was set.", lambda: timers.jumps),
         "writer_batches_total": ("Round trips of the writer.", lambda: writer.batches),
         "writer_writes_total": ("Runs written, in all batches.", lambda: writer.writes),
     }

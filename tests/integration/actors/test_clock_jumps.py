@@ -306,6 +306,7 @@ async def test_an_attempt_that_a_job_has_taken_keeps_its_seconds(
     await taken.is_put(aside)
     world.clock.jump_ms(hours * HOUR_MS)
     await taken.is_said_to_end_in(40_000)
+    assert "pilotage_clock_jumps_total 1" in world.runtime.metrics.text()
     await taken.is_put(aside)  # again: it was awakened to hear of it
     await taken.times_out_in_secs(40)
     types = await world.history_types(taken.run)

@@ -350,6 +350,23 @@ def test_a_process_that_stands_still_between_two_looks_has_seen_no_jump(
     assert driven.timers.due_ms("lasts") == START_MS + 30_000
 
 
+def test_a_process_that_stands_still_at_every_look_believes_the_last(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting(driven, "lasts", 30_000)
+    monotonic = driven.clock.monotonic
+
+    def slow() -> float:
+        driven.clock.advance_ms(200)
+        return monotonic()
+
+    driven.clock.jump_ms(HOUR_MS)
+    monkeypatch.setattr(driven.clock, "monotonic", slow)
+    driven.timers.fire_due()
+    assert driven.timers.jumps == 1
+    assert driven.fired == []
+
+
 def test_closed_timers_forget_and_take_nothing(driven: Driven) -> None:
     driven.after("a", 1)
     driven.timers.close()
