@@ -22,6 +22,7 @@ import msgspec
 from pilotage.actors.errors import UnavailableError
 from pilotage.actors.kernel import Clock
 from pilotage.actors.messages import Answer
+from pilotage.actors.ownership import confirm_owner
 from pilotage.actors.store_room import StoreRoom
 from pilotage.persistence import codec
 from pilotage.persistence.port import Store, StoreError
@@ -216,7 +217,7 @@ class EventHub:
         expires_at_ms = plan.expires_at_ms
         if delivered or expires_at_ms is None:
             if not delivered:
-                await self._confirm_owner()
+                await confirm_owner(self._store, self._fence())
             return EventReceipt(event_key=key, delivered=delivered, buffered=False)
         left_ms = expires_at_ms - self._clock.now_ms()
         if left_ms > 0:
@@ -224,13 +225,6 @@ class EventHub:
             kept = KeptEvent(plan.event_id, expires_at_ms, payload)
             await self._offer(project_id, key, kept, -(-left_ms // 1000))
         return EventReceipt(event_key=key, delivered=0, buffered=True, expires_at_ms=expires_at_ms)
-
-    async def _confirm_owner(self) -> None:
-        """That nobody waits is known by the owner of the store alone; all else is said by writes,
-        which the store refuses to anybody else.
-        """
-        if await self._store.fence() != self._fence():
-            raise UnavailableError("another server has taken over", 5)
 
     async def _to_all(self, commands: list[tuple[str, EventReceived]], *, again: bool) -> int:
         """How many of the parked steps took it; `again`: or have taken it before."""

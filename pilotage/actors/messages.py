@@ -13,7 +13,7 @@ from pilotage.actors.job_runs import Announced, JobRunRecord
 from pilotage.persistence.port import IdempotencyRecord
 from pilotage.runtime.commands import Command
 from pilotage.runtime.machine import Transition
-from pilotage.runtime.replies import Reply
+from pilotage.runtime.replies import Done, Reply, ResetSteps
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
 
@@ -78,6 +78,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     result: Reply | Rejection
     state: RunState
+
+    @property
+    def by_memory(self) -> bool:
+        """Whether it changed nothing: no write has shown that the state is the newest."""
+        result = self.result
+        return not (isinstance(result, ResetSteps) or (isinstance(result, Done) and result.changed))
 
 
 class QuarantinedError(ConflictError):

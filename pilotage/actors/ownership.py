@@ -1,5 +1,5 @@
-"""Whose store it is: taking it at the start, giving it back, and what a server is told that has
-lost it.
+"""Whose store it is: taking it at the start, being sure of it, giving it back, and what a server is
+told that has lost it.
 
 A store that is away at the start, or loads its data, is waited for: machines boot in any order, and
 a store with much data loads for minutes. The wait is bounded, and said in the log. A store that
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from pilotage.actors.errors import UnavailableError
 from pilotage.persistence.port import Store, StoreError, StoreLoadingError, StoreUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,18 @@ async def give_lease_back(store: Store, owner: str, fence: int) -> None:
             await store.release(owner, fence)
     except (StoreError, TimeoutError):
         logger.info("the lease was not given back; it runs out by itself")
+
+
+async def confirm_owner(store: Store, fence: int) -> None:
+    """`UnavailableError` unless the store is this server's. For answers that no write stands
+    behind: a server that stood still for long remembers what another one may have changed.
+    """
+    try:
+        newest = await store.fence()
+    except StoreError as error:
+        raise UnavailableError(f"the store is away: {error}") from None
+    if newest != fence:
+        raise UnavailableError("another server has taken over", 5)
 
 
 async def why_fenced(store: Store, fence: int) -> str:

@@ -37,7 +37,7 @@ from pilotage.actors.kernel import Clock, LoopDispatcher, SystemClock, Timers
 from pilotage.actors.messages import Answer, QuarantinedError
 from pilotage.actors.metrics import Metrics
 from pilotage.actors.observed import observe
-from pilotage.actors.ownership import give_lease_back, take_store, why_fenced
+from pilotage.actors.ownership import confirm_owner, give_lease_back, take_store, why_fenced
 from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.recover import recover
 from pilotage.actors.retention import Retention
@@ -248,6 +248,7 @@ class Runtime:
             clock=clock,
             timers=self.timers,
         )
+        self.services.confirm_owner = lambda: confirm_owner(self.store, self._fence)
         self.services.start_child = self.creation.child
         observe(self.metrics, self)
 

@@ -34,7 +34,9 @@ class Directory(Protocol):
 
 
 class Services:
-    """`start_child` creates a child run if it is absent. `count` adds one to a named counter."""
+    """`start_child` creates a child run if it is absent. `count` adds one to a named counter.
+    `confirm_owner` raises `UnavailableError` if the store is not this process's any more.
+    """
 
     def __init__(
         self,
@@ -60,5 +62,6 @@ class Services:
         self.directory: Directory
         self.hub: EventHub
         self.heartbeats: Heartbeats
+        self.confirm_owner: Callable[[], Awaitable[None]]
         self.start_child: Callable[[RunState, StartChild], Awaitable[None]]
         self.run_timers: RunTimers

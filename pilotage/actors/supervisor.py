@@ -139,7 +139,10 @@ class Supervisor:
         await self.wait_open()
         with in_bounded_time():
             async with asyncio.timeout(ASK_TIMEOUT_SECS):
-                return await self._ask(run_id, message)
+                answer = await self._ask(run_id, message)
+                if isinstance(answer, Answer) and answer.by_memory:
+                    await self._services.confirm_owner()
+                return answer
 
     def _refuse_if_away(self) -> None:
         """While the store is away nothing new is taken on: what cannot be stored piles up."""
