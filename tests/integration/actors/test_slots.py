@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from pilotage.actors.errors import ConflictError, NotFoundError
+from pilotage.actors.kernel import SystemClock
 from pilotage.actors.principal import ADMIN
 from pilotage.persistence.port import RunWrite, Verdict
-from tests.integration.actors.rig import Rig, gate, noop
+from tests.integration.actors.rig import PROJECT, Rig, gate, noop
+from tests.support.clock import START_MS
 from tests.support.waiting import wait_until
+
+HOUR_MS = 3_600_000
 
 
 async def test_runs_beyond_the_limit_queue_and_start_in_order(world: Rig) -> None:
@@ -315,3 +319,79 @@ async def test_a_run_that_is_removed_while_it_is_reopened_leaves_its_slot(world:
     other = await world.trigger(flow, k="2.")
     world.let("2.b")
     await world.until(other, "completed")
+
+
+async def test_a_slot_that_answers_a_request_of_the_same_millisecond_is_not_taken_for_the_next(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step asks for a slot, is skipped and retried, and hears of the slot for its first request
+    then: that goes back with the skip, and to somebody else, as soon as the skip is stored.
+    """
+    set_clock(monkeypatch, START_MS)
+    flow = await world.workflow("w", [gate("a", job="gate1"), gate("b"), gate("c")])
+    runs = [await world.trigger(flow, k=f"{n}.") for n in range(3)]
+    await world.began_all("0.a")
+    for run in runs[1:]:
+        await world.until_step(run, "a", "pending", "job_limit")
+    mail = world.runtime.supervisor._entries[runs[1]].ref
+    assert mail is not None
+    commit, writing, written = world.store.commit, asyncio.Event(), asyncio.Event()
+
+    async def late(batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        writing.set()
+        await written.wait()
+        return await commit(batch, fence)
+
+    monkeypatch.setattr(world.store, "commit", late)
+    gateway = world.gateway
+    doing = [asyncio.create_task(gateway.skip(runs[1], "b", ADMIN, "so that it is being written"))]
+    await writing.wait()
+    doing.append(asyncio.create_task(gateway.skip(runs[1], "a", ADMIN, "not wanted")))
+    await wait_until(lambda: mail.cell.depth() == 1, "the skip is in the mailbox")
+    doing.append(asyncio.create_task(gateway.retry_step(runs[1], "a", ADMIN)))
+    await wait_until(lambda: mail.cell.depth() == 2, "so is the retry")
+    world.runtime.admission.set_job_limit((PROJECT, "gate1"), 2)
+    await wait_until(lambda: mail.cell.depth() == 3, "so is the slot")
+    written.set()
+    await asyncio.gather(*doing)
+    await world.began_all("2.a")
+    await wait_until(lambda: not world.runtime._tasks, "nobody is told of a slot any more")
+    step = await world.step(runs[1], "a")
+    assert (step.status, step.wait) == ("pending", "job_limit")
+    assert world.most["gate1"] == 2
+    world.let(*[f"{n}.{ref}" for n in range(3) for ref in "abc"])
+    for run in runs:
+        await world.until(run, "completed")
+    assert world.most["gate1"] == 2
+
+
+@pytest.mark.parametrize("job", ["gate", "gate1"])
+async def test_a_clock_that_is_set_back_lets_nobody_pass_in_a_queue(
+    world: Rig, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    """In that of a workflow, and in that of a job."""
+    limit = 1 if job == "gate" else 0
+    flow = await world.workflow("w", [gate("a", job=job)], max_concurrent_runs=limit)
+    runs = list[str]()
+    for n, by_hours in enumerate((0, 0, -1, -1, -2, 0)):
+        set_clock(monkeypatch, START_MS + n + by_hours * HOUR_MS)
+        runs.append(await world.trigger(flow, k=f"{n}."))
+        if n and not limit:
+            await world.until_step(runs[n], "a", "pending", "job_limit")
+        place = await world.gateway.place(runs[n], ADMIN, None if limit else "a")
+        assert (0 if place is None else place.position) == n
+    monkeypatch.undo()
+    for n, run in enumerate(runs):
+        await world.began_all(f"{n}.a")
+        world.let(f"{n}.a")
+        await world.until(run, "completed")
+    assert world.ran == [f"{n}.a" for n in range(len(runs))]
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, now_ms: int) -> None:
+    """It stands there from now on."""
+
+    def now(_clock: SystemClock) -> int:
+        return now_ms
+
+    monkeypatch.setattr(SystemClock, "now_ms", now)
