@@ -428,9 +428,11 @@ class RunActor(LoopActor):
                 # one that is dispatched again announces them again
                 run_id, step, number = state.id, attempt.step, attempt.attempt
                 self._services.heartbeats.expect(run_id, step, number, secs)
-        self._do(e for e in recovery_effects(state, self._now()) if not _of_step(e, held_back))
+        moved = self._services.run_timers.not_stored(state)
+        left = {*held_back, *(told.step for told in moved)}
+        self._do(e for e in recovery_effects(state, self._now()) if not _of_step(e, left))
         self._outside.deliver_all(self._outbox or {})
-        for told in (*undeliverable(state), *moved_timeouts(state, self._now())):
+        for told in (*undeliverable(state), *moved_timeouts(state, self._now()), *moved):
             self._command(told)
         if self._is_done():
             self._release(Release())

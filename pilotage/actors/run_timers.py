@@ -21,6 +21,7 @@ from pilotage.actors.kernel.timers import JUMP_MS
 from pilotage.actors.services import RUN_TIMER, Services, TimerKey
 from pilotage.runtime.commands import AttemptAccepted, MoveTimeout, TimerFired
 from pilotage.runtime.effects import ScheduleTimer
+from pilotage.runtime.graph import bits
 from pilotage.runtime.state import RunState
 
 TOLD_AT_ONCE: Final = 50
@@ -85,6 +86,17 @@ class RunTimers:
         """Whether this attempt is in progress and its time is not up."""
         callback = self._services.timers.callback((run_id, i))
         return isinstance(callback, AttemptTime) and callback.attempt == attempt
+
+    def not_stored(self, state: RunState) -> list[MoveTimeout]:
+        """What a run that is loaded again has not stored of what it was told of its attempts."""
+        found: list[MoveTimeout] = []
+        for i in bits(state.masks.running):
+            step = state.step(i)
+            if step.accepted and self.measures(state.id, i, step.attempt):
+                due_ms = self._services.timers.due_ms((state.id, i)) or 0
+                if abs(due_ms - (step.due_ms or 0)) >= JUMP_MS:
+                    found.append(MoveTimeout(step=i, attempt=step.attempt, due_ms=due_ms))
+        return found
 
     def _callback(self, attempt: int) -> AttemptTime:
         found = self._callbacks.get(attempt)

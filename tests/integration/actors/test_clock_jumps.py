@@ -323,6 +323,20 @@ async def test_what_was_told_of_the_clock_is_known_after_a_restart(
     await taken.times_out_in_secs(40)
 
 
+@HOURS
+async def test_a_run_that_fails_before_it_has_stored_what_it_was_told_hears_of_it_again(
+    world: ClockRig, taken: Taken, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.runtime.supervisor.run_timers, "_tell_some", lambda: None)
+    world.clock.jump_ms(hours * HOUR_MS)
+    await wait_until(lambda: world.runtime.timers.jumps == 1, "the jump is noticed")
+    ref = world.runtime.supervisor._entries[taken.run].ref
+    assert ref is not None
+    ref.kill(RuntimeError("planted"))
+    await taken.is_said_to_end_in(40_000)
+    await taken.times_out_in_secs(40)
+
+
 async def test_set_back_while_nobody_looks_a_taken_attempt_has_its_whole_time_at_most(
     world: ClockRig, taken: Taken
 ) -> None:
