@@ -193,8 +193,11 @@ class RedisRecords:
 
     async def secret(self, name: str) -> bytes:
         key = self._keys.secret(name)
-        _, value = await self._link.commands(("SET", key, os.urandom(32), "NX"), ("GET", key))
-        secret: bytes = value
+        found: bytes | None = await self._link.command("GET", key)  # a full store has it, too
+        if found is not None:
+            return found
+        _, made = await self._link.commands(("SET", key, os.urandom(32), "NX"), ("GET", key))
+        secret: bytes = made
         return secret
 
 

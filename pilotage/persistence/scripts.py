@@ -62,6 +62,7 @@ if held then
   local left = redis.call('PTTL', KEYS[1])
   return {0, held, left, tostring(now_ms() + left)}
 end
+redis.call('DEL', KEYS[1])
 local fence = redis.call('INCR', KEYS[2])
 redis.call('SET', KEYS[1], fence .. ' ' .. ARGV[1], 'PX', ARGV[2])
 if newest < mine then redis.call('SET', KEYS[3], ARGV[3]) end
@@ -69,7 +70,9 @@ return {fence, '', 0, ''}
 """,
 )
 """KEYS lease fence format; ARGV owner lease-ms note. {token, '', 0, ''}; it is held:
-{0, lease, ms left, server ms of its end}; a newer release has owned it: {-1, note, 0, ''}"""
+{0, lease, ms left, server ms of its end}; a newer release has owned it: {-1, note, 0, ''}.
+A store that is full can be owned, or nobody could make room in it: DEL needs no memory, and a
+script that has written is not refused any more."""
 
 RENEW: Final = script("""
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'f' end
@@ -80,11 +83,12 @@ if held == mine then
   return 'o'
 end
 if held then return 'f' end
+redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], mine, 'PX', ARGV[3])
 return 'o'
 """)
 """KEYS lease fence; ARGV token owner lease-ms. A lease that ran out and nobody took is ours.
-To keep one needs no memory: a store that is full keeps its owner."""
+A store that is full keeps its owner (see `ACQUIRE`)."""
 
 MEMORY: Final = script("return redis.call('INFO', 'memory')")
 

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from pilotage.persistence import redis_store, scripts, scripts_runs
 from pilotage.persistence.embedded import EmbeddedServer
+from pilotage.persistence.keys import Keys
 from pilotage.persistence.port import (
     IdempotencyRecord,
     Record,
@@ -28,7 +29,7 @@ from pilotage.persistence.redis_store import RedisStore
 from pilotage.runtime.status import RunStatus
 from tests.contract.store.building import Life, step
 from tests.contract.store.proxy import LossyProxy
-from tests.contract.store.worlds import RedisWorld
+from tests.contract.store.worlds import OWNER, RedisWorld
 from tests.support.waiting import wait_until
 
 
@@ -268,6 +269,24 @@ async def test_a_server_that_evicts_is_refused(valkey_url: str, admin: Redis) ->
     async with configured(admin, maxmemory="1000000000"):
         await store.open()
     await store.close()
+
+
+async def test_a_full_server_can_change_its_owner_and_keeps_it(
+    redis_world: RedisWorld, admin: Redis
+) -> None:
+    """Or nobody could make room in it."""
+    store, key = redis_world.store, Keys("pilotage").lease
+    secret = await store.secret("s")
+    await store.release(OWNER, redis_world.fence)
+    async with configured(admin, maxmemory="1"):
+        fence = await store.acquire("heir", 60.0)
+        assert fence == redis_world.fence + 1
+        assert await store.secret("s") == secret
+        await store.renew("heir", fence, 60.0)
+        await admin.delete(key)  # as if it had run out
+        await store.renew("heir", fence, 60.0)
+        assert await admin.get(key) == f"{fence} heir"
+        assert await admin.pttl(key) > 0
 
 
 async def test_a_server_that_wants_a_password(valkey_url: str, admin: Redis) -> None:

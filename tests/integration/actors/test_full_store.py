@@ -193,6 +193,28 @@ async def test_what_ends_or_removes_runs_is_written_when_nothing_else_can_be(
         assert not world.runtime.fenced.is_set()
 
 
+async def test_a_server_starts_on_a_full_store_and_makes_room(
+    quick: None, valkey_url: str, tmp_path: Path, client: Redis
+) -> None:
+    async with rig(valkey_url, tmp_path, retention_completed_secs=0, store_wait_secs=0) as world:
+        over = await world.workflow("over", [noop("a")])
+        flow = await world.workflow("w", [gate("a"), noop("b", "a")])
+        for _ in range(20):
+            await world.until(await world.trigger(over, big=bulky()), "completed")
+        run = await world.trigger(flow, k="0.")
+        await world.began_all("0.a")
+        await client.delete("filler")
+        await world.crash()
+        await allow(client, 1.2)
+        await client.delete(world.store.keys.lease)  # as if it had run out
+        await world.start()
+        await wait_until(lambda: world.gateway.degraded is not None, "it says that it is full")
+        await sweep(world)
+        await wait_until(lambda: world.gateway.degraded is None, "room was made")
+        world.let("0.a")
+        await world.until(run, "completed", within_secs=30)
+
+
 class TellingStore(MemoryStore):
     """Says how full it is, or that it is away."""
 
