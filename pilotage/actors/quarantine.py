@@ -9,6 +9,7 @@ still says who that is. One that a newer version wrote is left for that version.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
@@ -56,6 +57,7 @@ class Quarantine:
         self._supervisor = supervisor
         self._services = services
         self._fence = fence
+        self._one_at_a_time = asyncio.Lock()  # what is read must not be moved before it is written
         self._undecided: dict[str, RunWrite] = {}
         """Ends that may or may not have been stored."""
 
@@ -65,6 +67,10 @@ class Quarantine:
 
     async def release(self, run_id: str) -> None:
         """Load it again; if it fails again it comes back. `ConflictError` if it cannot be read."""
+        async with self._one_at_a_time:
+            await self._release(run_id)
+
+    async def _release(self, run_id: str) -> None:
         self._why(run_id)
         await self._settle(run_id)
         found = await self._read(run_id)
@@ -84,6 +90,10 @@ class Quarantine:
         """End it as canceled; remove it if it cannot be read. `ConflictError` if it can be, by a
         newer version.
         """
+        async with self._one_at_a_time:
+            await self._discard(run_id, actor)
+
+    async def _discard(self, run_id: str, actor: str) -> None:
         reason = f"discarded from quarantine ({self._why(run_id)})"
         await self._settle(run_id)
         found = await self._read(run_id)

@@ -312,6 +312,7 @@ class Supervisor:
             self._forget(run_id, entry, NotFoundError(f'unknown workflow run "{run_id}"'))
             return
         state, outbox, records = loaded
+        self.set_apart.come_back(run_id)  # in case somebody met it while it could not be read
         actor = self._actor(run_id, state, outbox)
         if was_away:
             actor.take_up(records)  # what else it has outside is there still
@@ -448,8 +449,8 @@ class Supervisor:
                 return
 
     def quarantine_unreadable(self, run_id: str, error: BaseException) -> None:
-        """A run that cannot be loaded or fails again and again; it never takes others with it."""
-        if self.set_apart.add(run_id, error) and self.published(run_id) is None:
+        """A run that cannot be loaded. One that lives is written by its actor, and nobody else."""
+        if self.published(run_id) is None and self.set_apart.add(run_id, error):
             self.idle.away.discard(run_id)
             self.set_apart.leave(run_id)
 

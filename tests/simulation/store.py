@@ -76,6 +76,8 @@ class Watcher(Protocol):
 
     def note(self, *parts: object) -> None: ...
 
+    def fail(self, error: BaseException | str) -> None: ...
+
 
 class Network:
     """Between all processes and the store. `away`: nothing gets through; `cut`: names of processes
@@ -88,6 +90,8 @@ class Network:
         self.away = False
         self.cut: set[str] = set()
         self.stormy = False
+        self.sent: dict[tuple[str, int], RunWrite] = {}
+        """(run, fence) -> the newest write that was sent and not refused."""
         self._rnd = rnd
 
     def reaches(self, process: Process) -> bool:
@@ -196,6 +200,7 @@ class SimStore(MemoryStore):
         return fence
 
     async def commit(self, batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        self._same_if_again(batch, fence)
         return await self._ask("commit", self._watched_commit(tuple(batch), fence))
 
     async def delete_runs(self, run_ids: Sequence[str], fence: int) -> int:
@@ -207,9 +212,24 @@ class SimStore(MemoryStore):
         self._watcher.deleted([run_id for run_id in there if run_id not in self.server.runs])
         return count
 
+    def _same_if_again(self, batch: Sequence[RunWrite], fence: int) -> None:
+        """A write of a sequence that was sent before is taken for that, should it arrive first: so
+        it has to be the same. Nobody may start anew who has a write on its way.
+        """
+        for write in batch:
+            before = self._network.sent.get((write.run_id, fence))
+            if before is not None and before.seq == write.seq and before != write:
+                self._watcher.fail(
+                    f"run {write.run_id}: write {write.seq} is sent again, and is another one"
+                )
+            self._network.sent[write.run_id, fence] = write
+
     async def _watched_commit(self, batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
         self._watcher.before_commit(self._process, batch, fence)
         verdicts = await super().commit(batch, fence)
+        for write, verdict in zip(batch, verdicts, strict=True):
+            if verdict is not Verdict.OK:
+                self._network.sent.pop((write.run_id, fence), None)
         self._watcher.after_commit(self._process, batch, fence, verdicts)
         return verdicts
 

@@ -11,10 +11,11 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from pilotage.actors.catalog_model import Workflow
-from pilotage.actors.errors import UnavailableError
+from pilotage.actors.errors import NotFoundError, UnavailableError
 from pilotage.actors.kernel import SystemClock
+from pilotage.actors.messages import Release
 from pilotage.actors.principal import ADMIN
-from pilotage.persistence.port import StoredRun, StoreUnavailableError
+from pilotage.persistence.port import RunWrite, StoredRun, StoreUnavailableError, Verdict
 from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.insight import explain
 from pilotage.runtime.status import ExecutionMode
@@ -250,6 +251,75 @@ async def test_a_discard_whose_reply_was_lost_is_known_before_anything_else_is_d
     assert first not in world.gateway.quarantined
     second = await world.trigger(remote.flow)
     await remote.takes(second)
+
+
+async def test_two_operators_do_not_both_have_their_way(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is released while it is about to be discarded: its actor must not write meanwhile."""
+    await remote.define()
+    world, first = remote.world, await remote.taken()
+    await world.quarantine(first)
+    commit, writing, go_on = world.store.commit, asyncio.Event(), asyncio.Event()
+
+    async def late(batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        writing.set()
+        await go_on.wait()
+        return await commit(batch, fence)
+
+    monkeypatch.setattr(world.store, "commit", late)
+    discarding = asyncio.create_task(world.gateway.discard_quarantined(first, ADMIN))
+    await writing.wait()
+    releasing = asyncio.create_task(world.gateway.release_quarantined(first, ADMIN))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not releasing.done()
+    go_on.set()
+    await discarding
+    with pytest.raises(NotFoundError):
+        await releasing
+    assert await world.status(first) == "canceled"
+
+
+async def test_nothing_ends_an_actor_whose_write_is_on_its_way(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one would make another write of the same number, and the store would take the one
+    for a repeat of the other.
+    """
+    flow = await world.workflow("w", [gate("a"), gate("b")])
+    run = await world.trigger(flow, k="0.")
+    await world.began_all("0.a", "0.b")
+    supervisor, sent = world.runtime.supervisor, list[RunWrite]()
+    commit, writing, go_on = world.store.commit, asyncio.Event(), asyncio.Event()
+
+    async def late(batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        sent.extend(batch)
+        writing.set()
+        await go_on.wait()
+        return await commit(batch, fence)
+
+    monkeypatch.setattr(world.store, "commit", late)
+    actor = supervisor._entries[run].actor
+    skipping = asyncio.create_task(world.gateway.skip(run, "b", ADMIN, "not wanted"))
+    await writing.wait()
+    supervisor.notify(run, Release())
+    supervisor.notify(run, object())  # which ends it, once it is told
+    supervisor.wake(run)
+    supervisor.quarantine_unreadable(run, ValueError("somebody cannot read it"))
+    for _ in range(3):
+        await supervisor.put_aside()
+    assert run not in supervisor.quarantined
+    assert supervisor._entries[run].actor is actor
+    assert len(sent) == 1
+    go_on.set()
+    await skipping
+    await wait_until(lambda: supervisor.published(run) is not None, "it is up again")
+    world.let("0.a")
+    state = await world.until(run, "completed")
+    assert [step.status for step in state.steps()] == ["completed", "skipped"]
+    numbers = [write.seq for write in sent if write.run_id == run]
+    assert numbers == sorted(set(numbers)), "no number twice"
 
 
 @pytest.fixture
