@@ -82,7 +82,7 @@ class Gateway(RunReader):
         services: Services,
         health: Health,
     ) -> None:
-        super().__init__(store, supervisor)
+        super().__init__(store, supervisor, services.executors.why_held)
         self.catalog = catalog
         self.callbacks = callbacks
         self._creation = creation

@@ -114,8 +114,15 @@ def add_log(record: JobRunRecord, line: LogLine) -> JobRunRecord:
 
 
 def job_run_view(
-    head: RunHead, graph: StepGraph, step: int, attempt: int, record: JobRunRecord
+    head: RunHead,
+    graph: StepGraph,
+    step: int,
+    attempt: int,
+    record: JobRunRecord,
+    *,
+    queued: bool = False,
 ) -> JobRunView:
+    """`queued`: it was dispatched and waits for its turn, a breaker or a limit of its host."""
     logs = [
         LogView(
             at=rfc3339(line.at_ms),
@@ -136,7 +143,7 @@ def job_run_view(
         workflow_run_id=head.id,
         workflow_step_run_id=step_run_id(head.id, step),
         step_ref=graph.steps[step].step_ref,
-        status=record.status,
+        status=JobRunStatus.QUEUED if queued else record.status,
         attempt=attempt,
         payload=_raw(record.payload),
         result=_raw(record.result),
@@ -144,7 +151,7 @@ def job_run_view(
         error_class=record.error_class,
         progress=None if progress is None else _progress_view(progress),
         logs=logs or None,
-        started_at=_when(record.started_at_ms),
+        started_at=None if queued else _when(record.started_at_ms),
         finished_at=_when(record.finished_at_ms),
         next_retry_at=_when(record.next_retry_at_ms),
         created_at=rfc3339(record.created_at_ms),

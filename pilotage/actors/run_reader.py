@@ -19,6 +19,7 @@ from pilotage.persistence.port import RunQuery, Store, StoreUnavailableError
 from pilotage.runtime.history import HistoryEntry
 from pilotage.runtime.ids import is_run_id, locate
 from pilotage.runtime.state import RunState, RunVitals
+from pilotage.runtime.status import JobRunStatus
 from pilotage.runtime.views import RunView, StepView, run_view, step_views
 
 T = TypeVar("T")
@@ -48,11 +49,16 @@ class ShownRun:
 
 
 class RunReader:
-    """What of a run is in memory is read there, everything else in the store."""
+    """What of a run is in memory is read there, everything else in the store. `why_held` says why
+    an attempt (run id, step, number) that was dispatched has not begun.
+    """
 
-    def __init__(self, store: Store, supervisor: Supervisor) -> None:
+    def __init__(
+        self, store: Store, supervisor: Supervisor, why_held: Callable[[str, int, int], str | None]
+    ) -> None:
         self.store = store
         self._supervisor = supervisor
+        self._why_held = why_held
         self._kept: dict[str, ShownRun] = {}
 
     async def get_run(self, run_id: str, principal: Principal) -> RunState:
@@ -150,12 +156,7 @@ class RunReader:
         state = await self.get_run(run_id, principal)
         found = await self._stored(lambda: self.store.job_runs(state.id))
         with _readable(run_id):
-            return [
-                job_run_view(
-                    state.head, state.graph, i, n, codec.decode_record(found[i, n], JobRunRecord)
-                )
-                for i, n in sorted(found)
-            ]
+            return [self._job_run(state, i, n, found[i, n]) for i, n in sorted(found)]
 
     async def job_run(self, job_run_id: str, principal: Principal) -> JobRunView:
         where = locate(job_run_id)
@@ -170,8 +171,15 @@ class RunReader:
         if data is None:
             raise NotFoundError(f'unknown job run "{job_run_id}"')
         with _readable(where.run_id):
-            record = codec.decode_record(data, JobRunRecord)
-        return job_run_view(state.head, state.graph, step, attempt, record)
+            return self._job_run(state, step, attempt, data)
+
+    def _job_run(self, state: RunState, step: int, attempt: int, data: bytes) -> JobRunView:
+        record = codec.decode_record(data, JobRunRecord)
+        queued = (
+            record.status is JobRunStatus.EXECUTING
+            and self._why_held(state.id, step, attempt) is not None
+        )
+        return job_run_view(state.head, state.graph, step, attempt, record, queued=queued)
 
     async def _stored(self, read: Callable[[], Awaitable[T]]) -> T:
         try:
