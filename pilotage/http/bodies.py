@@ -18,6 +18,7 @@ import msgspec
 from pilotage.http.call import AnyRequest, call_of, problems_of
 from pilotage.http.problems import HttpError
 from pilotage.runtime.jsonvalues import (
+    JSON_STRING,
     MAX_DEPTH,
     is_array,
     is_object,
@@ -31,7 +32,6 @@ DEFINITION_LIMIT = 8 << 20
 MAX_TEXT = 2_000
 """Characters of a comment or reason."""
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SUSPICIOUS = re.compile(rb"\\u[dD][89a-fA-F]|[0-9]{17}|[eE]\+?[0-9]{2}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _JSON_TYPE = re.compile(rb"application/(?:[\w.!#$&^-]+\+)?json\s*(?:;|\Z)", re.IGNORECASE)
@@ -143,7 +143,7 @@ def _check_duplicates(body: bytes, value: Any) -> None:
     Every member has one colon outside of strings, so that counting both sides finds the objects
     that lost members, at the speed of a regular expression.
     """
-    written = _STRING.sub(b"", body).count(b":")
+    written = JSON_STRING.sub(b"", body).count(b":")
     if written == 0:
         return
     if written == _members(value):

@@ -121,7 +121,7 @@ def force_complete(d: Draft, c: ForceCompleteStep) -> Reply | Rejection:
         )
     if step.status not in move.allowed:
         return refuse_step(move, spec.step_ref, step.status)
-    problem = inputs.oversized(d, result)
+    problem = inputs.oversized(d, c.step, result)
     if problem is None:
         try:
             inputs.emit_key(d, c.step)

@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from pilotage.runtime.definition import MAX_NESTING_DEPTH
 from pilotage.runtime.draft import Draft
 from pilotage.runtime.errors import TemplateError
+from pilotage.runtime.jsonvalues import MAX_OUTPUT_DEPTH, is_deeper, json_equal
 from pilotage.runtime.status import StepStatus, StepType
 from pilotage.runtime.transforms import compile_transform
 
@@ -131,8 +133,8 @@ def transformed(d: Draft, i: int, output: bytes | None) -> bytes | None:
     return normal(compile_transform(spec.output_transform).apply_json(output))
 
 
-def oversized(d: Draft, output: bytes | None) -> str | None:
-    """What is wrong with the size of an output, None if nothing (runs.md §8 and §10)."""
+def oversized(d: Draft, i: int, output: bytes | None) -> str | None:
+    """What is wrong with the size of an output of step i, None if nothing (runs.md §8 and §10)."""
     if output is None:
         return None
     if len(output) > MAX_OUTPUT_BYTES:
@@ -142,6 +144,11 @@ def oversized(d: Draft, output: bytes | None) -> str | None:
             f"outputs of the run's steps together would be {d.output_bytes + len(output)} bytes;"
             f" at most {MAX_OUTPUTS_BYTES} are kept"
         )
+    deepest = MAX_OUTPUT_DEPTH
+    if d.graph.steps[i].step_type is StepType.SUB_WORKFLOW:
+        deepest += MAX_NESTING_DEPTH  # each generation puts its outputs into an object
+    if is_deeper(output, deepest):
+        return f"output has arrays and objects nested more than {deepest} deep; it cannot be kept"
     return None
 
 
@@ -164,15 +171,4 @@ def same_json(a: bytes | None, b: bytes | None) -> bool:
     """Whether two JSON texts are the same value; object keys in any order."""
     if a is None or b is None:
         return a is b
-    return a == b or _canonical(_decode(a)) == _canonical(_decode(b))
-
-
-def _canonical(value: Any) -> Any:
-    """A value that compares as JSON does: booleans are no numbers, 5 is 5.0."""
-    if isinstance(value, bool):
-        return ("bool", value)
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return {k: _canonical(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    return value
+    return a == b or json_equal(_decode(a), _decode(b))

@@ -374,7 +374,7 @@ def complete(
     except TransformError as error:
         fail(d, i, str(error), "output_transform")
         return
-    problem = inputs.oversized(d, output)
+    problem = inputs.oversized(d, i, output)
     if problem is not None:
         fail(d, i, problem, "output_too_large")
         return

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.blackbox.api import Api, Json, Steps, approval, job
-from tests.blackbox.jobserver import JobServer, ok, status
+from tests.blackbox.jobserver import Answer, JobServer, ok, status
 
 MIB = 1024 * 1024
 
@@ -464,3 +464,30 @@ def test_payload_strings_with_every_odd_character_survive(api: Api) -> None:
         "u": f"<{text}>",
         "parent_outputs": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("depth", "error"),
+    [
+        (500, None),
+        (501, "output has arrays and objects nested more than 500 deep; it cannot be kept"),
+        (970, "output has arrays and objects nested more than 500 deep; it cannot be kept"),
+        (100_000, "the answer is not the JSON it claims to be"),
+    ],
+)
+def test_an_answer_that_is_nested_deep_is_taken_or_fails_its_step(
+    api: Api, jobs: JobServer, depth: int, error: str | None
+) -> None:
+    """What is taken can be given to the next step; and the job is called once."""
+    endpoint, following = jobs.endpoint(Answer(body=b"[" * depth + b"]" * depth)), jobs.endpoint()
+    run_id = api.start(
+        job("a", api.job(endpoint, max_attempts=5)),
+        job("b", api.job(following), after="a", payload={"v": "{{ steps.a.output }}"}),
+    )
+    api.until(run_id, "completed" if error is None else "failed")
+    if error is None:
+        (call,) = following.calls
+        assert call.body["v"] == api.step(run_id, "a")["output"]
+    else:
+        assert api.step(run_id, "a")["error"].startswith(error)
+    assert len(endpoint.calls) == 1

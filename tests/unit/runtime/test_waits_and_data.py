@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from pilotage.runtime import commands as c
+from pilotage.runtime.definition import MAX_NESTING_DEPTH
 from pilotage.runtime.effects import (
     CancelTimer,
     ParkEvent,
@@ -16,9 +17,10 @@ from pilotage.runtime.effects import (
     UnparkEvent,
 )
 from pilotage.runtime.inputs import MAX_OUTPUT_BYTES, same_json
+from pilotage.runtime.jsonvalues import MAX_OUTPUT_DEPTH
 from pilotage.runtime.replies import Late
 from pilotage.runtime.status import OnFailure, RunStatus
-from tests.support.run_story import GO_ON, SKIP, Run, approval, event, job, sleep
+from tests.support.run_story import GO_ON, SKIP, Run, approval, event, job, sleep, sub
 
 
 def given_to(run: Run) -> Any:
@@ -164,6 +166,43 @@ def test_an_input_that_is_too_large_fails_the_step_final() -> None:
 def test_an_output_that_is_too_large_fails_the_step_final() -> None:
     run = Run(job("a", retry_max_attempts=3)).completes("a", output="x" * MAX_OUTPUT_BYTES)
     assert run.error == "step 'a' failed: output is 1048578 bytes; at most 1048576 are kept"
+
+
+def nested(depth: int) -> bytes:
+    """Brackets in texts do not count."""
+    text = b'"[[["'
+    for n in range(depth):
+        text = b"[" + text + b"]" if n % 2 else b'{"[{\\"":' + text + b"}"
+    return text
+
+
+@pytest.mark.parametrize("depth", [MAX_OUTPUT_DEPTH - 1, MAX_OUTPUT_DEPTH])
+def test_an_output_may_be_nested(depth: int) -> None:
+    text = nested(depth)
+    run = Run(event("a"), job("b", after="a", payload={"v": "{{ steps.a.output }}"}))
+    run.receives("a", text)
+    assert run.step("a").output == text
+    assert run.statuses["b"] == "running"
+
+
+def test_an_output_that_is_nested_too_deep_fails_the_step_final() -> None:
+    run = Run(event("a", retry_max_attempts=3)).receives("a", nested(MAX_OUTPUT_DEPTH + 1))
+    assert run.error == (
+        "step 'a' failed: output has arrays and objects nested more than 500 deep; it cannot be"
+        " kept"
+    )
+
+
+def test_each_generation_of_children_may_nest_its_outputs_once() -> None:
+    run = Run(sub("a"))
+    child_id = run.step("a").child_run_id
+    assert child_id is not None
+    run.world.end_child(child_id, RunStatus.COMPLETED)
+    (report,) = run.world.reports
+    text = nested(MAX_OUTPUT_DEPTH + MAX_NESTING_DEPTH)
+    run.world.reports = [msgspec.structs.replace(report, output=text)]
+    run.child_reports()
+    assert run.statuses["a"] == "completed"
 
 
 @pytest.mark.parametrize(
