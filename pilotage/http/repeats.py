@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ from pilotage.actors.idempotency import Idempotency, Remembered, recall
 from pilotage.http.answers import empty, encoded
 from pilotage.http.api import Api
 from pilotage.http.call import AnyRequest, api_of, call_of, client_key
+from pilotage.runtime.errors import PilotageError
+
+logger = logging.getLogger(__name__)
 
 REPLAYED = {"Idempotency-Replayed": "true"}
 
@@ -99,7 +103,18 @@ async def once(
     # A request that is given up (its time is over) still holds its key until it has ended.
     work = asyncio.ensure_future(_first_or_again(api, idempotency, act, again, location, headers))
     work.add_done_callback(lambda _: api.in_progress.discard(where))
-    return await asyncio.shield(work)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(_unheard)
+        raise
+
+
+def _unheard(work: asyncio.Future[ASGIResponse]) -> None:
+    """The caller knows that it may not have happened; a refusal is nothing that anybody misses."""
+    error = None if work.cancelled() else work.exception()
+    if error is not None and not isinstance(error, PilotageError):
+        logger.error("a request that was given up has failed", exc_info=error)
 
 
 async def _first_or_again(
