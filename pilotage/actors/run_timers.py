@@ -74,9 +74,13 @@ class RunTimers:
         """The job has taken the attempt: from now on the run's state has to know when its time is
         up. It may not, if the attempt was held back or dispatched again, or the clock was set.
         """
-        due_ms = report.times_out_ms
-        if due_ms is None:
-            armed, state = self._services.timers.due_ms((run_id, i)), self._published(run_id)
+        key, due_ms = (run_id, i), report.times_out_ms
+        if due_ms is not None:
+            if self.measures(run_id, i, attempt):
+                left_ms = due_ms - self._services.clock.now_ms()
+                self._services.timers.set(key, due_ms, self._callback(attempt), left_ms)
+        else:
+            armed, state = self._services.timers.due_ms(key), self._published(run_id)
             stored = None if state is None else state.step(i).due_ms
             if armed is not None and stored is not None and abs(armed - stored) >= JUMP_MS:
                 due_ms = armed

@@ -141,7 +141,9 @@ class TimerFired(Command, frozen=True, kw_only=True, tag=True):
 
 
 class MoveTimeout(Command, frozen=True, kw_only=True, tag=True):
-    """The wall clock was set: the time of an attempt in progress is up at `due_ms` by now."""
+    """The wall clock was set: the time of an attempt in progress is up at `due_ms` by now. Its
+    timer knows that already.
+    """
 
     step: int
     attempt: int

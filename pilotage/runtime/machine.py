@@ -174,16 +174,20 @@ def _effects(d: Draft, state: RunState) -> tuple[Effect, ...]:
     for i, before in d.before.items():
         after = d.step(i)
         _taken_back(d, i, before, after, out)
-        if after.due_ms != before.due_ms or (i == d.fired and after.due_ms is not None):
-            timers.append(
-                CancelTimer(step=i)
-                if after.due_ms is None
-                else timer_of(i, after.due_ms, after, d.now)
-            )
+        if after.due_ms is None:
+            if before.due_ms is not None:
+                timers.append(CancelTimer(step=i))
+        elif i == d.fired or (after.due_ms != before.due_ms and not _same_attempt(before, after)):
+            timers.append(timer_of(i, after.due_ms, after, d.now))
     out += [effect for effect in d.effects if _still_meant(d, effect)]
     out.extend(timers)
     _run_timer(d, state, out)
     return tuple(out)
+
+
+def _same_attempt(before: StepState, after: StepState) -> bool:
+    """Its timer measures its time already, from its dispatch; the state has only heard of it."""
+    return after.status is before.status is StepStatus.RUNNING and after.attempt == before.attempt
 
 
 def _taken_back(d: Draft, i: int, before: StepState, after: StepState, out: list[Effect]) -> None:

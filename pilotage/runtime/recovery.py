@@ -76,12 +76,14 @@ def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
 
 def _due_ms(d: Draft, i: int, due_ms: int) -> int:
     """When the step's timer fires. An attempt that is dispatched again gets its whole time again:
-    it must not run into a timeout that passed while nobody was there to run it.
+    it must not run into a timeout that passed while nobody was there to run it. One that was
+    accepted has no more than that, though the clock may have been set back.
     """
     step = d.step(i)
-    if step.status is not StepStatus.RUNNING or step.accepted:
+    if step.status is not StepStatus.RUNNING:
         return due_ms
-    return d.now + _timeout_ms(d, i)
+    latest_ms = d.now + _timeout_ms(d, i)
+    return min(due_ms, latest_ms) if step.accepted else latest_ms
 
 
 def _timeout_ms(d: Draft, i: int) -> int:
@@ -90,17 +92,17 @@ def _timeout_ms(d: Draft, i: int) -> int:
 
 
 def moved_timeouts(state: RunState, now: int) -> list[MoveTimeout]:
-    """What to tell a run that was loaded: accepted attempts that would have more than their whole
-    time left, as the clock was set back while nobody was there to see it.
+    """What to tell a run that was loaded: when the time of accepted attempts is up, if that is not
+    what is stored, as the clock was set back while nobody was there to see it.
     """
     d = Draft(state, now)
     found: list[MoveTimeout] = []
     for i in bits(state.masks.running):
         step = state.step(i)
         if step.accepted and step.due_ms is not None:
-            latest_ms = now + _timeout_ms(d, i)
-            if latest_ms < step.due_ms:
-                found.append(MoveTimeout(step=i, attempt=step.attempt, due_ms=latest_ms))
+            due_ms = _due_ms(d, i, step.due_ms)
+            if due_ms != step.due_ms:
+                found.append(MoveTimeout(step=i, attempt=step.attempt, due_ms=due_ms))
     return found
 
 

@@ -131,6 +131,8 @@ def _set_clock(world: World, rnd: Random) -> None:
     """An attempt keeps its time: it is up earlier than it was to be, or at another time of day."""
     i, attempt = _attempt_of(world, rnd)
     due = world.now + rnd.choice((0, 1, 400))
+    if (i, attempt) in world.attempts:
+        world.timers[i] = due
     world.give(c.MoveTimeout(step=i, attempt=attempt, due_ms=due))
 
 

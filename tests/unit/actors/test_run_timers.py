@@ -134,8 +134,19 @@ def test_a_run_whose_attempt_is_taken_hears_when_its_time_is_up_if_it_does_not_k
     world.stored_due_ms = stored_ms
     told = world.run_timers.accepted("run", 0, 1, Accepted())
     assert told == AttemptAccepted(step=0, attempt=1, due_ms=told_ms)
-    held = world.run_timers.accepted("run", 0, 1, Accepted(5))
-    assert held == AttemptAccepted(step=0, attempt=1, due_ms=5)
+
+
+def test_an_attempt_that_was_held_back_is_measured_from_when_it_was_begun(world: World) -> None:
+    later_ms = START_MS + 90_000
+    told = world.run_timers.accepted("run", 0, 1, Accepted(later_ms))
+    assert told == AttemptAccepted(step=0, attempt=1, due_ms=later_ms)
+    assert ("run", 0) not in world.timers, "it is over"
+    world.attempt("run")
+    assert world.run_timers.accepted("run", 0, 1, Accepted(later_ms)) == told
+    world.pass_ms(89_999)
+    assert world.told == []
+    world.pass_ms(1)
+    assert world.told == [("run", TimerFired(step=0, attempt=1))]
 
 
 async def test_runs_hear_of_a_jump_some_at_a_time_and_each_once(
