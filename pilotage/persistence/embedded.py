@@ -10,7 +10,7 @@ What it guarantees:
   end by itself (its watcher sees to that), then ended cleanly, then killed.
 - **Nothing answered is lost** when the server, or this process, is killed: answers come after the
   write to the append-only file. A crash of the machine costs at most about a second of answers
-  with `everysec`, none with `always`.
+  with `everysec` (which is ours: see `disk_sync`), none with `always`.
 - **It does not outlive its parent for long**: see `server_process`.
 
 In the data directory: `appendonlydir/` (the data), `owner.lock`, `server.lock` (pid and group of
@@ -29,6 +29,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
+from pilotage.persistence.disk_sync import DiskSync
 from pilotage.persistence.server_process import (
     EmbeddedServerError,
     ServerExit,
@@ -86,6 +87,7 @@ class EmbeddedServer:
         self._binary = binary
         self._owner_fd: int | None = None
         self._process: ServerProcess | None = None
+        self._sync: DiskSync | None = None
         self._turn = asyncio.Lock()
 
     @property
@@ -196,6 +198,7 @@ class EmbeddedServer:
 
     def _let_go(self) -> None:
         """Give up server and directory without waiting; the server lock guards what still ends."""
+        self._end_sync()
         if self._process is not None:
             self._process.ask_to_end()
             self._process = None
@@ -223,6 +226,8 @@ class EmbeddedServer:
         finally:
             os.close(lock_fd)
         self._process = process
+        if self._fsync == "everysec":
+            self._sync = DiskSync(self.data_dir)
         await self._wait_answer(process, log_start)
 
     def _prepare_files(self) -> int:
@@ -306,6 +311,7 @@ class EmbeddedServer:
 
     async def _end(self) -> bool:
         """End the server, if one runs, keeping the directory. False when it had to be killed."""
+        self._end_sync()
         process = self._process
         if process is None:
             return True
@@ -316,6 +322,12 @@ class EmbeddedServer:
         process.kill()
         await process.exited
         return False
+
+    def _end_sync(self) -> None:
+        """The server forces everything to disk as it ends."""
+        if self._sync is not None:
+            self._sync.end()
+            self._sync = None
 
     def _log_tail(self, start: int) -> str:
         with (self.data_dir / "server.log").open("rb") as log:

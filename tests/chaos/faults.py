@@ -62,6 +62,8 @@ class Faults:
                 "cut_replies": 4, "partition": 1, "half_open": 1, "refuse": 1, "demote_store": 1,
                 "take_over": 1,
             }  # fmt: skip
+        else:
+            names["hang_store"] = 1
         return names
 
     def store_names(self) -> dict[str, int]:
@@ -217,6 +219,14 @@ class Faults:
         with self._paused(pid):
             self.counts["pause_store"] += 1
             await self._a_while(LONG_PAUSE_SECS)
+
+    async def hang_store(self) -> None:
+        """Suspended, and nobody wakes it but the server that has started it, or the next one."""
+        while (pid := self._store.pid) is None:
+            await asyncio.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            self.counts["hang_store"] += 1
 
     async def fill_store(self) -> None:
         """No room for anything new, as when `maxmemory` is reached."""
