@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from pilotage.persistence import store_format
 from pilotage.persistence.keys import Keys
@@ -81,7 +81,7 @@ async def _ask(wires: Wires, keys: Keys) -> StoreReport:
     return StoreReport(
         version=f"{name} {info.get('valkey_version', info.get('redis_version', 'unknown'))}",
         problems=problems,
-        risks=risks(info),
+        risks=risks(info, await _fsync_policy(wires)),
         memory=memory(info),
         format=known,
         fence=int(fence or 0),
@@ -89,6 +89,15 @@ async def _ask(wires: Wires, keys: Keys) -> StoreReport:
         lease_left_secs=max(left_ms, 0) / 1000,
         skew_secs=int(seconds) + int(micros) / 1e6 - time.time(),
     )
+
+
+async def _fsync_policy(wires: Wires) -> str | None:
+    """When it forces its append-only file to disk; None: we may not ask for that."""
+    try:
+        _, policy = await wires.ask(packed("CONFIG", "GET", "appendfsync"))
+    except (ResponseError, ValueError):
+        return None
+    return str(policy, "ascii")
 
 
 def refusals(info: Mapping[str, Any]) -> list[str]:
@@ -108,7 +117,7 @@ def refusals(info: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def risks(info: Mapping[str, Any]) -> list[str]:
+def risks(info: Mapping[str, Any], fsync_policy: str | None = None) -> list[str]:
     """What works still, and should not stay as it is."""
     found: list[str] = []
     if NEARLY_FULL <= fullness(info) < 1:
@@ -120,6 +129,12 @@ def risks(info: Mapping[str, Any]) -> list[str]:
         found.append(
             "it has no append-only file: its restart loses what was written since its last "
             "snapshot, if it makes any; set appendonly yes"
+        )
+    elif fsync_policy == "everysec":
+        found.append(
+            "it answers before it has written while its disk is busy (appendfsync everysec): if it "
+            "is killed then, up to two seconds of what it had answered are lost; set appendfsync "
+            "always"
         )
     return found
 

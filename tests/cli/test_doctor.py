@@ -180,10 +180,14 @@ def test_a_store_of_ones_own_is_asked(valkey_url: str) -> None:
     settings = Settings(redis_url=valkey_url)
     with redis.Redis.from_url(valkey_url) as client:
         client.config_set("appendonly", "yes")
+        client.config_set("appendfsync", "always")
         try:
             found = by_check(doctor.check_store(settings))
+            client.config_set("appendfsync", "everysec")
+            at_risk = list(doctor.check_store(settings))
         finally:
             client.config_set("appendonly", "no")
+    assert [f.result for f in at_risk if "appendfsync everysec" in f.found] == ["warning"]
     assert {finding.result for finding in found.values()} == {"ok"}, found
     assert "Valkey" in found["store"].found
     assert "takes writes" in found["store"].found
@@ -196,6 +200,21 @@ def test_a_store_of_ones_own_is_asked(valkey_url: str) -> None:
 def test_a_store_that_keeps_nothing_over_a_restart_is_a_warning(valkey_url: str) -> None:
     found = list(doctor.check_store(Settings(redis_url=valkey_url)))
     assert [f.result for f in found if "append-only" in f.found] == ["warning"]
+
+
+def test_a_store_that_does_not_tell_its_configuration_is_asked_all_the_same(
+    valkey_url: str,
+) -> None:
+    with redis.Redis.from_url(valkey_url) as client:
+        client.acl_setuser(
+            "few", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-config"]
+        )
+        try:
+            url = valkey_url.replace("unix://", "unix://few:pw@")
+            found = list(doctor.check_store(Settings(redis_url=url)))
+        finally:
+            client.acl_deluser("few")
+    assert {finding.result for finding in found} == {"ok", "warning"}
 
 
 def test_a_store_that_is_nearly_full_is_a_warning(valkey_url: str) -> None:
