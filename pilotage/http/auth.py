@@ -82,8 +82,8 @@ class Door:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = dict(scope["headers"])
-        call = Call(_request_id(headers), headers)
+        scope = _below_mount(scope)
+        call = _call(dict(scope["headers"]))
         put_call(scope, call)
         head = scope["method"] == "HEAD"
         # Litestar routes no HEAD: it is a GET of which only the beginning is sent.
@@ -186,6 +186,16 @@ class Door:
             )
 
 
+def _below_mount(scope: HTTPScope) -> HTTPScope:
+    """As if the app were not mounted: what a path needs does not depend on where it is."""
+    if not scope.get("root_path"):
+        return scope
+    path, root = scope["path"], scope["root_path"].rstrip("/")
+    if path != root and not path.startswith(f"{root}/"):
+        return scope  # the server has taken it off already
+    return {**scope, "path": path[len(root) :] or "/", "root_path": ""}
+
+
 def count_failure(api: Api, scope: HTTPScope) -> None:
     """Count a failed authentication; 429 for an address that fails too often."""
     api.auth_failures.inc()
@@ -231,6 +241,10 @@ def _method(scope: HTTPScope) -> str:
     return method if method in _METHODS else "other"
 
 
+def _call(headers: dict[bytes, bytes]) -> Call:
+    return Call(_request_id(headers), headers)
+
+
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.match(given):
@@ -264,9 +278,6 @@ class Routes:
         if host is not None and not _HOST.match(host):
             raise HttpError(400, "the Host header is not valid")
         path = scope["path"]
-        root = scope.get("root_path")
-        if root:  # the app is mounted below it
-            path = path.split(root, maxsplit=1)[-1]
         try:
             found = self._find(path=normalize_path(path), method=scope["method"])
         except MethodNotAllowedException:

@@ -11,7 +11,7 @@ from litestar.types import ASGIApp
 
 from pilotage.http.app import create_app
 from pilotage.http.auth import PUBLIC
-from tests.http.conftest import Server
+from tests.http.conftest import ADMIN_KEY, PROJECT, Server
 from tests.http.test_access import error_of
 
 
@@ -44,7 +44,18 @@ async def test_an_app_that_is_mounted_finds_its_routes(server: Server) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://example.org") as client:
         assert (await client.get("/engine/health")).status_code == 200
         assert (await client.get("/engine/nothing")).status_code == 404
-        assert (await client.get("/engine/v1/workflows")).status_code == 401
+        assert (await client.get("/engine")).status_code == (await client.get("/")).status_code
+        assert (await client.get("/engine/metrics")).status_code == 401
+        for path in ("/engine/v1/workflows", "/engine/v1/workflows/v1/engine"):
+            assert (await client.get(path)).status_code == 401
+        key = {"Authorization": f"Bearer {ADMIN_KEY}", "X-Project-Id": PROJECT}
+        assert (await client.get("/engine/metrics", headers=key)).status_code == 200
+        assert (await client.get("/engine/v1/workflows", headers=key)).status_code == 200
+        assert (await client.get("/engine/v1/workflows/engine", headers=key)).status_code == 404
+        assert (await client.get("/engine/v1//workflows", headers=key)).status_code == 404
+        assert (await client.get("/v1/workflows", headers=key)).status_code == 200
+        options = await client.request("OPTIONS", "/engine/v1/workflows", headers=key)
+        assert "POST" in options.headers["allow"]
 
 
 @pytest.mark.parametrize("path", ["//v1/jobs", "/v1//jobs", "/v1/jobs//x", "//health", "//"])
