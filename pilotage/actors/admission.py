@@ -301,6 +301,21 @@ class Admission:
         pool.kept.pop(key, None)
         pool.holders.setdefault(key, None)
 
+    @property
+    def jobs(self) -> list[JobKey]:
+        """Those whose slots somebody has or wants."""
+        return list(self._jobs)
+
+    def excess(self, job: JobKey) -> int:
+        """How many hold a slot beyond the job's limit."""
+        pool = self._jobs[job]
+        return max(0, len(pool.holders) - pool.limit) if pool.limit else 0
+
+    def wants_job_slot(self, job: JobKey, run_id: str, step: int) -> bool:
+        """Whether the step waits for a slot."""
+        pool = self._jobs.get(job)
+        return pool is not None and (run_id, step) in pool.waiting
+
     def keep_step(self, job: JobKey, run_id: str, step: int, until_ms: int) -> None:
         """The run is set apart, and a remote job works on: the attempt has its slot until then,
         when `lapse_step` is to be called.

@@ -145,8 +145,8 @@ class Outside:
     def hold_slots(self, state: RunState, *, others_go: bool) -> dict[int, int]:
         """The slots that the state says are held; with `others_go` the run has no others, but for
         those that were passed on to it while it was away: what it asked for stands. An attempt
-        whose slot others may have by now (it was quarantined) queues for it first: step ->
-        attempt of those. One that its server works on has its slot still, unless its time was up.
+        whose slot others have by now (it was quarantined) queues for it first: step -> attempt of
+        those. One that its server works on has its slot still, unless its time was up.
         """
         held_back: dict[int, int] = {}
         admission, head = self._services.admission, state.head
@@ -160,8 +160,9 @@ class Outside:
                 step = state.step(i)
                 if others_go and admission.lapsed(head.id, i):
                     self._services.directory.notify(head.id, _lapsed(i, step.attempt))
-                elif (
-                    others_go and not step.accepted and not admission.has_job_slot(job, head.id, i)
+                elif not step.accepted and (
+                    admission.wants_job_slot(job, head.id, i)
+                    or (others_go and not admission.has_job_slot(job, head.id, i))
                 ):
                     held_back[i] = step.attempt
                     since_ms = step.ready_since_ms or 0

@@ -108,7 +108,7 @@ class Quarantine:
             await self._remove(run_id, found.stored, f"canceled by {actor}: {reason}")
         self._supervisor.set_apart.forget(run_id)
         if found.state is not None:
-            self._go_on(await self._read(run_id))  # what it owes others is in its outbox now
+            self._supervisor.wake(run_id)  # what it owes others is in its outbox now
 
     async def _read(self, run_id: str) -> _Found:
         stored: StoredRun | None = None

@@ -304,7 +304,10 @@ class Runtime:
 
     async def _recover(self) -> None:
         with without_collection():
-            count = await recover(self.store, self.supervisor, self.services, self.slots.run_limit)
+            slots = self.slots
+            count = await recover(
+                self.store, self.supervisor, self.services, slots.run_limit, slots.job_limit
+            )
         if count:
             logger.info("%d active runs recovered", count)
 

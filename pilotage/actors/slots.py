@@ -101,12 +101,17 @@ class Slots:
     def _limit_of(self, job: JobKey) -> None:
         self._background(self._look_up(job))
 
-    async def _look_up(self, job: JobKey) -> None:
+    async def job_limit(self, job: JobKey) -> int:
+        """The `max_concurrency` of a job; 0: there is none."""
         try:
             found = await self._catalog.job_for_attempt(*job)
-            limit = found.spec.max_concurrency or 0
         except (NotFoundError, ConflictError):  # gone or damaged
-            limit = 0  # its attempts fail with a clear error
+            return 0  # its attempts fail with a clear error
+        return found.spec.max_concurrency or 0
+
+    async def _look_up(self, job: JobKey) -> None:
+        try:
+            limit = await self.job_limit(job)
         except UnavailableError:
             await asyncio.sleep(LOOK_AGAIN_SECS)
             self._limit_of(job)

@@ -110,7 +110,7 @@ async def nothing_stands_still(world: World) -> None:
     passivated = away and world.plan.passivate_secs  # what woke a run then waits for its load
     restarts = world.plan.failures or world.plan.poisons or passivated
     await _persisting(world, _unmoved, RESTART_SECS if restarts else LOOKS * LOOK_SECS)
-    patience = away or world.plan.unheard
+    patience = away or world.plan.unheard or world.plan.poisons
     await _persisting(world, _undelivered, PATIENCE_SECS if patience else PATIENCE_SECS / 6)
 
 

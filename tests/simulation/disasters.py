@@ -7,8 +7,12 @@ from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
+from pilotage.actors.errors import ApplicationError, UnavailableError
 from pilotage.actors.kernel import ActorDeadError, LoopRef
+from pilotage.actors.principal import ADMIN
 from pilotage.actors.run_actor import RunActor
+from pilotage.actors.supervisor import Supervisor
+from tests.simulation.verbs import call
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -92,6 +96,11 @@ def _tell(ref: LoopRef[RunActor]) -> None:
         ref.tell(Planted())
 
 
+def _notify(supervisor: Supervisor, run_id: str) -> None:
+    with suppress(UnavailableError):  # it is stopping
+        supervisor.notify(run_id, Planted())
+
+
 async def _jump(world: World, rnd: Random) -> None:
     offset_ms = rnd.choice((-15_000, -2_000, 3_000, 20_000))
     world.note("jump", offset_ms)
@@ -119,15 +128,33 @@ async def _rival(world: World, rnd: Random) -> None:
 
 async def _poison(world: World, rnd: Random) -> None:
     """A run whose actor fails again and again, until it is quarantined."""
-    runs = list(world.ledger.runs)
-    if not runs:
+    active = [run for run in world.ledger.runs.values() if not run.vitals.status.is_terminal]
+    taken = [run for run in active if any(step.accepted for step in run.steps)]
+    if not active:
         return
-    run_id = rnd.choice(runs)
-    for _ in range(8):
+    run_id = rnd.choice(taken or active).head.id  # what remote jobs have of it is of interest
+    for _ in range(20):
         server = world.servers.current
         if server is not None and server.up and server.alive and not server.frozen:
-            entry = server.runtime.supervisor._entries.get(run_id)
-            if entry is not None and entry.ref is not None:
+            supervisor = server.runtime.supervisor
+            if supervisor.knows(run_id) and run_id not in supervisor.quarantined:
                 world.note("poison", run_id)
-                world.loop.call_soon(_tell, entry.ref, context=server.context)
-        await asyncio.sleep(0.2 + rnd.random() * 0.3)
+                world.loop.call_soon(_notify, supervisor, run_id, context=server.context)
+        await asyncio.sleep(0.05 + rnd.random() * 0.15)
+    await asyncio.sleep(rnd.random() * 3)
+    await _decide_about(
+        world, run_id, rnd.choice(("release_quarantined", "discard_quarantined", ""))
+    )
+
+
+async def _decide_about(world: World, run_id: str, verb: str) -> None:
+    """An operator does not wait for calmer times."""
+    server = world.servers.current
+    if not verb or server is None or not server.up or not server.alive or server.frozen:
+        return
+    quarantined = server.runtime.supervisor.quarantined
+    if run_id in quarantined:
+        world.note(verb, run_id)
+        world.ledger.note_set_apart(quarantined.keys(), world.ledger.fence)
+        with suppress(ApplicationError, ConnectionError):
+            await world.request(call(verb, run_id, ADMIN))

@@ -7,7 +7,7 @@ true; where the product's own state is at hand the two are compared.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -77,6 +77,7 @@ class Ledger:
         self.removed: dict[str, Shadow] = {}
         self.set_apart: set[str] = set()
         """Runs that were quarantined: their attempts were stopped, though they stand as running."""
+        self._apart_by: dict[str, int] = {}
         self.started: set[AttemptKey] = set()
         self.batched: set[tuple[str, int]] = set()
         """(run, sequence) of the writes that hold more than one transition."""
@@ -166,16 +167,32 @@ class Ledger:
         if until > now_ms:
             raise ViolationError(f"run {run_id} is removed {until - now_ms} ms too early")
 
-    def limits_hold(self) -> None:
+    def note_set_apart(self, run_ids: Iterable[str], fence: int) -> None:
+        """They are quarantined by the owner of this fence."""
+        self.set_apart.update(run_ids)
+        self._apart_by.update(dict.fromkeys(run_ids, fence))
+
+    def limits_hold(self, now_ms: float) -> None:
         """No more slots are in use than there are."""
         for workflow_id, limit in self._limits.runs.items():
             held = self._slots[workflow_id]
             if 0 < limit < len(held):
                 raise ViolationError(f"{len(held)} runs of workflow {workflow_id}, {limit} may")
         for job, limit in self._limits.jobs.items():
-            running = [key for key in self._running_by_job[job] if key[0] not in self.set_apart]
+            running = [
+                key
+                for key in self._running_by_job[job]
+                if key[0] not in self.set_apart or self._is_taken(key, now_ms)
+            ]
             if 0 < limit < len(running):
                 raise ViolationError(f"{len(running)} attempts of job {job} run, {limit} may")
+
+    def _is_taken(self, key: StepKey, now_ms: float) -> bool:
+        """Whether a remote job works on for a run that its owner has set apart, or had."""
+        run_id, i = key
+        step = self.runs[run_id].steps[i]
+        by_owner = self._apart_by[run_id] == self.fence
+        return by_owner and step.accepted and (step.due_ms or 0) > now_ms
 
     def slots_in_use(self, workflow_id: str) -> int:
         return len(self._slots[workflow_id])

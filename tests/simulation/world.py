@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
@@ -192,9 +193,13 @@ class World:
                 if verdict is Verdict.OK and not again:
                     shadow = self.ledger.applied(write, fence)
                     if process.alive and isinstance(process, Server):
-                        self.ledger.set_apart |= process.runtime.supervisor.quarantined.keys()
+                        self.ledger.note_set_apart(
+                            process.runtime.supervisor.quarantined.keys(), fence
+                        )
                         calm.same_as_memory(process.runtime, shadow)
-            self.ledger.limits_hold()
+            # a clock that is set moves the ends of attempts whose runs do not hear of it
+            now_ms = math.inf if self.plan.jumps else self.servers.clock.now_ms()
+            self.ledger.limits_hold(now_ms)
 
     # --- the story -------------------------------------------------------------------------------
 

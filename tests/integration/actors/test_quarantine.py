@@ -286,6 +286,39 @@ async def test_while_the_store_is_away_nothing_is_decided_about_a_quarantined_ru
     await world.gateway.discard_quarantined(run, ADMIN)
 
 
+@pytest.mark.parametrize("restarted", ["", "before it is released", "after that"])
+async def test_more_attempts_than_slots_wait_for_their_turn_after_a_start_too(
+    world: Rig, restarted: str
+) -> None:
+    """Others got the slot of a quarantined run: by what is stored both are in progress."""
+    flow = await world.workflow("w", [gate("a", job="gate1")])
+    first = await world.trigger(flow, k="0.")
+    await world.began_all("0.a")
+    await world.quarantine(first)
+    second = await world.trigger(flow, k="1.")
+    await world.began_all("1.a")
+    if restarted == "before it is released":
+        await world.crash_and_start()
+    else:
+        await world.gateway.release_quarantined(first, ADMIN)
+        supervisor = world.runtime.supervisor
+        await wait_until(lambda: supervisor.published(first) is not None, "it is loaded")
+    if restarted == "after that":
+        await world.crash_and_start()
+    third = await world.trigger(flow, k="2.")
+    await world.until_step(third, "a", "pending", "job_limit")
+    waiting = second if restarted else first
+    state = await world.state(waiting)
+    told = explain(state, world.gateway.notes(state))
+    assert "attempt 1 is held back: it is number 1 in the queue" in told.steps[0].reason
+    assert world.now["gate1"] == 1
+    world.let("0.a", "1.a", "2.a")
+    for run in (first, second, third):
+        assert (await world.until(run, "completed")).step(0).attempt == 1
+    assert world.most["gate1"] == 1
+    assert world.ran[-1] == "2.a"
+
+
 @pytest.mark.parametrize("then", ["goes on", "is canceled"])
 async def test_a_released_run_whose_slot_others_have_waits_for_it(world: Rig, then: str) -> None:
     flow = await world.workflow("w", [gate("a", job="gate1")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,39 @@ async def test_a_discard_whose_reply_was_lost_is_known_before_anything_else_is_d
     assert first not in world.gateway.quarantined
     second = await world.trigger(remote.flow)
     await remote.takes(second)
+
+
+async def test_the_parent_of_a_discarded_run_hears_of_it_though_the_store_goes_away_at_once(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.workflow("inner", [gate("a")])
+    step = {"step_ref": "s", "step_type": "sub_workflow", "sub_workflow_id": "inner"}
+    outer = await world.workflow("outer", [{**step, "on_failure": "continue"}])
+    parent = await world.trigger(outer, k="0.")
+    await world.began_all("0.a")
+    child = (await world.step(parent, "s")).child_run_id or ""
+    await world.quarantine(child)
+    commit, load = world.store.commit, world.store.load_runs
+    away = 3
+
+    async def committed(batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        verdicts = await commit(batch, fence)
+        monkeypatch.setattr(world.store, "load_runs", refused)
+        return verdicts
+
+    async def refused(run_ids: Sequence[str]) -> list[StoredRun | None]:
+        nonlocal away
+        away -= 1
+        if not away:
+            monkeypatch.setattr(world.store, "load_runs", load)
+        raise StoreUnavailableError("away")
+
+    monkeypatch.setattr(world.store, "commit", committed)
+    with suppress(UnavailableError):
+        await world.gateway.discard_quarantined(child, ADMIN)
+    monkeypatch.setattr(world.store, "commit", commit)
+    await world.until(parent, "completed")
+    assert (await world.step(parent, "s")).status == "failed"
 
 
 async def test_two_operators_do_not_both_have_their_way(
