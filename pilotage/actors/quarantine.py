@@ -10,7 +10,7 @@ still says who that is. One that a newer version wrote is left for that version.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -32,6 +32,7 @@ from pilotage.persistence.port import (
     Verdict,
 )
 from pilotage.runtime.commands import CancelRun, ChildEnded
+from pilotage.runtime.effects import Message, TellChild, TellParent
 from pilotage.runtime.errors import PilotageError
 from pilotage.runtime.machine import step
 from pilotage.runtime.rules import Rejection
@@ -197,6 +198,8 @@ class Quarantine:
         if result is None or isinstance(result, Rejection):  # the machine itself cannot end it
             after = _ended(state, command, now)
             batch.changed.update(range(state.graph.size))
+            for n, message in enumerate(_owed(state, after)):
+                batch.outbox[f"{after.vitals.seq}.{n}"] = message
         else:
             after = result.state
             batch.add(state, result)
@@ -218,7 +221,7 @@ def _store_away() -> Generator[None]:
 
 
 def _ended(state: RunState, command: CancelRun, now: int) -> RunState:
-    """The run as canceled, by force: nothing is said to parents or children."""
+    """The run as canceled, by force."""
     steps: list[StepState] = [
         one
         if one.status.is_terminal
@@ -236,3 +239,19 @@ def _ended(state: RunState, command: CancelRun, now: int) -> RunState:
         held=False,
     )
     return rebuild(state.head, state.graph, vitals, chunked(steps))
+
+
+def _owed(before: RunState, after: RunState) -> Iterator[Message]:
+    """What the machine would have said: its end to the parent, the cancellation to children."""
+    head, vitals = after.head, after.vitals
+    if head.parent_run_id is not None and head.parent_step is not None:
+        yield TellParent(
+            parent_run_id=head.parent_run_id,
+            step=head.parent_step,
+            attempt=vitals.parent_attempt,
+            status=vitals.status,
+            error=vitals.error,
+        )
+    for one in before.steps():
+        if one.child_run_id is not None and not one.status.is_terminal:
+            yield TellChild(child_run_id=one.child_run_id, what="cancel")
