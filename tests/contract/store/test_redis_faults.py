@@ -355,6 +355,13 @@ async def test_who_gives_up_waiting_for_the_lease_leaves_none_behind(
         await wanted
     assert await admin.exists(store.keys.lease) == 0
     assert await other.acquire("other", 60.0) == 2, "the first one was given back"
+    async with held_up(admin):
+        wanted = await asking(store, admin)
+        wanted.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await wanted
+    assert await admin.get(store.keys.lease) == "2 other", "that of another one stays"
     await store.close()
     await other.close()
 
