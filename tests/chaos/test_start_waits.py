@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -128,8 +129,13 @@ async def test_a_stop_ends_the_wait(world: World, why: str) -> None:
         assert await world.admin.get(LEASE) == "7 somebody"
 
 
-async def test_a_stop_during_the_recovery_of_many_runs_gives_the_lease_back(world: World) -> None:
-    """At some moment between the taking of the lease and the end of the recovery."""
+@pytest.mark.parametrize("silent", [False, True], ids=["", "of a store that falls silent"])
+async def test_a_stop_during_the_recovery_of_many_runs_gives_the_lease_back(
+    world: World, *, silent: bool
+) -> None:
+    """At some moment between the taking of the lease and the end of the recovery. A store that
+    falls silent then cannot be given anything back.
+    """
     runs = [run["id"] for _, run in await asyncio.gather(*[world.trigger() for _ in range(300)])]
     await stopped(world)
     await world.start_store()
@@ -140,8 +146,13 @@ async def test_a_stop_during_the_recovery_of_many_runs_gives_the_lease_back(worl
         return bool(await world.admin.exists(LEASE))
 
     await wait_until(owned, "it has taken the store", within_secs=WAIT_SECS)
+    if silent:
+        os.kill(world.store.pid, signal.SIGSTOP)
     world.server.signal(signal.SIGTERM)
     assert await world.server.ended() == 0
+    if silent:
+        os.kill(world.store.pid, signal.SIGCONT)
+        await world.admin.delete(LEASE)
     assert not await owned()
     await world.start_server()
     await goes_on(world, runs[0])
