@@ -192,8 +192,8 @@ class SimExecutor:
         self._tokens = tokens
         self._clock = clock
         self.in_progress: dict[AttemptKey, int] = {}
-        self.began: dict[AttemptKey, tuple[float, float]] = {}
-        """When, by the clock that never jumps, and how many seconds it has."""
+        self.began: dict[AttemptKey, tuple[float, float, float]] = {}
+        """When first and last, by the clock that never jumps, and how many seconds it has."""
         self._serial = 0
 
     @property
@@ -213,7 +213,8 @@ class SimExecutor:
                 raise ViolationError(f"attempt {key} is started twice by the same process")
         self._serial += 1
         self.in_progress[key] = self._serial
-        self.began[key] = server.loop.now, attempt.timeout_secs
+        now = server.loop.now
+        self.began[key] = self.began.get(key, (now,))[0], now, attempt.timeout_secs
         delay, answer, times = jobs.order(attempt)
         if isinstance(answer, Accepted):
             token = self._tokens.sign(
