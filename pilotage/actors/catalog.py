@@ -394,19 +394,19 @@ class Catalog:
         return found
 
     async def _look_at_job(self, doubt: Doubt) -> object:
-        limits: dict[str, int] = {}
+        found: dict[str, tuple[int, bool]] = {}
         async with self._changing(doubt.partition):
             for ref in (doubt.item_id, *doubt.slugs):
                 try:
                     job = await self.job_for_attempt(doubt.partition, ref)
                 except NotFoundError:
-                    limits[ref] = 0
+                    found[ref] = 0, False
                 else:
-                    limits[ref] = job.spec.max_concurrency or 0
-            if limits != doubt.told:
-                for ref, limit in limits.items():
+                    found[ref] = job.spec.max_concurrency or 0, job.enabled
+            if found != doubt.told:
+                for ref, (limit, _) in found.items():
                     self.listeners.job_limit(doubt.partition, ref, limit)
-        return limits
+        return found
 
     # --- inner parts ---------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ class Listeners:
         self.workflow: Callable[[Workflow], object] = _ignore
         self.workflow_deleted: Callable[[str], object] = _ignore
         self.job_limit: Callable[[str, str, int], object] = _ignore
-        """Project, job reference, `max_concurrency` (0: none)."""
+        """Project, job reference, `max_concurrency` (0: none); told of every change of a job."""
 
 
 def _ignore(*_: object) -> None:

@@ -194,7 +194,7 @@ class Runtime:
             occupied=lambda job: self.executors.occupied(*job),
         )
         self.admission = self.slots.admission
-        jobs = AttemptJobs(self.catalog, self.registry)
+        jobs = self._attempt_jobs = AttemptJobs(self.catalog, self.registry)
         self.executors = Executors(
             self.registry,
             jobs.look_up,
@@ -434,6 +434,7 @@ class Runtime:
 
     def _job_limit(self, project_id: str, ref: str, limit: int) -> None:
         self.admission.set_job_limit((project_id, ref), limit)
+        self._attempt_jobs.changed(project_id, ref)
 
     def _background(self, work: Awaitable[object]) -> None:
         async def run() -> None:

@@ -2,7 +2,8 @@
 
 Registered Python functions are found first; every other job is looked up, at each attempt anew, so
 that a changed address or secret takes effect at once. What cannot be looked up because the store
-is away waits and is looked up again: no attempt is burnt by that.
+is away waits and is looked up again, and so do attempts of a job that is disabled: no attempt is
+burnt by that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pilotage.actors.executors.port import (
     Begun,
     Completed,
     Failed,
+    JobHeldError,
     ModeExecutor,
     ModeReport,
     Reporter,
@@ -50,7 +52,7 @@ class _Entry:
     """
 
     __slots__ = (
-        "attempt", "executor", "key", "late", "lookup", "owner", "report", "since",
+        "attempt", "executor", "key", "late", "lookup", "owner", "parked", "report", "since",
     )  # fmt: skip
 
     def __init__(self, owner: Executors, attempt: Attempt, report: Reporter) -> None:
@@ -62,6 +64,7 @@ class _Entry:
         self.begin()
         self.executor: ModeExecutor[Any] | None = None
         self.lookup: asyncio.Task[None] | None = None
+        self.parked: str | None = None  # why its job is not done at present
 
     def begin(self) -> None:
         """Its time begins now."""
@@ -115,6 +118,8 @@ class Executors:
         self._entries: dict[AttemptKey, _Entry] = {}
         self._waiting: OrderedDict[AttemptKey, _Entry] = OrderedDict()
         self._lookups: set[asyncio.Task[None]] = set()
+        self._parked = 0
+        """Attempts of disabled jobs: they are in nobody's hands."""
         self._closing = False
         self._idle: asyncio.Future[None] | None = None
 
@@ -138,10 +143,14 @@ class Executors:
             known.report = report
             return
         entry = _Entry(self, attempt, report)
-        if len(self._entries) >= self._max_in_flight:
+        if self._is_full:
             self._waiting[key] = entry
         else:
             self._begin(entry)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._entries) - self._parked >= self._max_in_flight
 
     def stop(
         self,
@@ -189,7 +198,7 @@ class Executors:
         if entry is None:
             return None
         if entry.lookup is not None:
-            return "its job is being looked up in the store"
+            return entry.parked or "its job is being looked up in the store"
         return None if entry.executor is None else entry.executor.why_held(key)
 
     def held_until_ms(self, run_id: str, step: int, attempt: int) -> int | None:
@@ -218,6 +227,8 @@ class Executors:
         """
         self._closing = True
         self._waiting.clear()
+        for entry in [entry for entry in self._entries.values() if entry.parked is not None]:
+            self.stop(*entry.key)  # nobody waits for those
         if self._entries and grace_secs > 0:
             self._idle = self._loop.create_future()
             await asyncio.wait((self._idle,), timeout=grace_secs)
@@ -235,12 +246,15 @@ class Executors:
         """The attempt needs its executor no more. Called by entries."""
         if self._entries.pop(entry.key, None) is None:
             return
-        while self._waiting and len(self._entries) < self._max_in_flight:
+        self._let_in()
+        if self._idle is not None and not self._entries and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _let_in(self) -> None:
+        while self._waiting and not self._is_full:
             entry = self._waiting.popitem(last=False)[1]
             self.begun(entry)
             self._begin(entry)
-        if self._idle is not None and not self._entries and not self._idle.done():
-            self._idle.set_result(None)
 
     def begun(self, entry: _Entry) -> None:
         """It has been held back until now. Called by entries."""
@@ -297,9 +311,22 @@ class Executors:
             except UnavailableError as error:
                 await asyncio.sleep(error.retry_after_secs)
                 self.begun(entry)
+            except JobHeldError as held:
+                await self._park(entry, held)
             except Exception as error:  # noqa: BLE001 - the attempt must come to an end in any case
                 failed = failure_of(error)
                 return Failed(f"the job cannot be looked up: {failed.error}", failed.error_class)
+
+    async def _park(self, entry: _Entry, held: JobHeldError) -> None:
+        entry.parked = held.why
+        self._parked += 1
+        self._let_in()
+        try:
+            await asyncio.shield(held.change)
+        finally:
+            self._parked -= 1
+            entry.parked = None
+        self.begun(entry)
 
 
 def _nobody_for(job: str, mode: ExecutionMode) -> Failed:

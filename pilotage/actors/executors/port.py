@@ -14,6 +14,7 @@ Guarantees of every `Executor`:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -49,6 +50,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     def idempotency_key(self) -> str:
         """Handed to the outside, so that a repeated delivery can be recognised."""
         return f"{self.run_id}/{self.step_ref}/{self.attempt}"
+
+
+class JobHeldError(Exception):
+    """The job is not done at present: `why`. It is to be looked up again after the next `change`,
+    which many may wait for.
+    """
+
+    def __init__(self, why: str, change: asyncio.Future[None]) -> None:
+        super().__init__(why)
+        self.why = why
+        self.change = change
 
 
 class Completed(msgspec.Struct, frozen=True, tag=True):

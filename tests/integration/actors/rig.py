@@ -195,6 +195,18 @@ class Rig:
 
         await wait_until(there, f"step {ref} is {status} {wait or ''}")
 
+    def lose_the_next_answer(self, name: str) -> None:
+        """The store does as it is asked by this method, and nobody hears of it."""
+        store = self.store
+        ask = getattr(store, name)
+
+        async def unanswered(*args: Any, **kwargs: Any) -> Any:
+            setattr(store, name, ask)
+            await ask(*args, **kwargs)
+            raise StoreUnavailableError("the reply was lost")
+
+        setattr(store, name, unanswered)
+
     async def quarantine(self, run_id: str) -> None:
         """Its actor fails until it is set apart."""
         supervisor = self.runtime.supervisor

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
 
 from pilotage.actors.cron_triggers import CRON_TIMER
 from pilotage.actors.errors import UnavailableError
-from pilotage.persistence.port import StoreUnavailableError
 from pilotage.runtime.definition import JobSpec
 from pilotage.runtime.status import ExecutionMode
 from pilotage.runtime.validation_jobs import ParsedJob
@@ -29,23 +27,11 @@ async def world(valkey_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
         yield made
 
 
-def lose_the_next_answer(world: Rig, name: str) -> None:
-    """The store does as it is asked, and nobody hears of it."""
-    ask = getattr(world.store, name)
-
-    async def unanswered(*args: Any, **kwargs: Any) -> Any:
-        setattr(world.store, name, ask)
-        await ask(*args, **kwargs)
-        raise StoreUnavailableError("the reply was lost")
-
-    setattr(world.store, name, unanswered)
-
-
 async def test_a_raised_limit_of_a_workflow_lets_queued_runs_start(world: Rig) -> None:
     flow = await world.workflow("w", [gate("a")], max_concurrent_runs=1)
     first, second = [await world.trigger(flow, k=f"{n}.") for n in range(2)]
     await world.began_all("0.a")
-    lose_the_next_answer(world, "put_record")
+    world.lose_the_next_answer("put_record")
     with pytest.raises(UnavailableError):
         await world.patch(flow, max_concurrent_runs=2)
     await world.began_all("1.a")
@@ -72,7 +58,7 @@ async def test_a_raised_limit_of_a_job_lets_queued_steps_start(world: Rig) -> No
         await wait_until(lambda: len(peer.requests) == 1, "the first is taken")
         second = await world.trigger(flow)
         await world.until_step(second, "a", "pending", "job_limit")
-        lose_the_next_answer(world, "put_record")
+        world.lose_the_next_answer("put_record")
         with pytest.raises(UnavailableError):
             await catalog.update_job(job, at_most(2))
         await wait_until(lambda: len(peer.requests) == 2, "the second is taken")
@@ -84,12 +70,12 @@ async def test_a_workflow_with_a_schedule_is_armed_and_disarmed(world: Rig) -> N
     def armed() -> int:
         return sum(key[1] == CRON_TIMER for key in timers._live)
 
-    lose_the_next_answer(world, "put_record")
+    world.lose_the_next_answer("put_record")
     with pytest.raises(UnavailableError):
         await world.workflow("w", [gate("a")], cron="0 3 1 1 *")
     await wait_until(lambda: armed() == 1, "its fire time is armed")
     flow = await world.runtime.catalog.workflow(PROJECT, "w")
-    lose_the_next_answer(world, "delete_record")
+    world.lose_the_next_answer("delete_record")
     with pytest.raises(UnavailableError):
         await world.runtime.catalog.delete_workflow(flow)
     await wait_until(lambda: armed() == 0, "nothing is armed")
