@@ -18,7 +18,7 @@ from pilotage.runtime.commands import (
 )
 from pilotage.runtime.decide_run import run_timer
 from pilotage.runtime.draft import Draft
-from pilotage.runtime.effects import ReleaseSlot, timer_of
+from pilotage.runtime.effects import ReleaseSlot, ScheduleTimer
 from pilotage.runtime.events import SlotDeclined, StepAccepted, StepTimeoutMoved, StepUnready
 from pilotage.runtime.replies import Done, Late, Reply, SlotTaken
 from pilotage.runtime.settle import attempt_failed, complete, fail, has_room, start
@@ -115,19 +115,18 @@ def _unasked_grant(d: Draft, i: int) -> Reply:
 
 
 def timer_fired(d: Draft, c: TimerFired) -> Reply:
-    """Whatever is due at `now`. A timer that comes too late changes nothing; one that comes early
-    (the clock was set back) is armed again. One that measures an attempt is always in time.
+    """Whatever is due at `now`. A timer that comes too late, when the step waits for something else
+    or its next attempt runs, changes nothing; one that comes early (the clock was set back) is
+    armed again. One that measures an attempt is always in time.
     """
     if c.step is None:
         return run_timer(d)
     step = d.step(c.step)
-    if step.due_ms is None:
+    measured = step.attempt if step.status is StepStatus.RUNNING else None
+    if step.due_ms is None or c.attempt != measured:
         return Done(changed=False)
-    if c.attempt is not None:
-        if _late(d, c.step, c.attempt) is not None:
-            return Done(changed=False)
-    elif d.now < step.due_ms:
-        d.effects.append(timer_of(c.step, step.due_ms, step, d.now))
+    if measured is None and d.now < step.due_ms:
+        d.effects.append(ScheduleTimer(step=c.step, due_ms=step.due_ms))
         return Done(changed=False)
     d.fired = c.step
     if step.status is StepStatus.RUNNING:

@@ -162,7 +162,7 @@ class Run:
         """The timer of a step (None: of the run) fires when it is due."""
         key = None if ref is None else self.i(ref)
         self.world.now = max(self.world.now, self.world.timers.pop(key) - 1 + late_ms)
-        self.give(c.TimerFired(step=key))
+        self.give(self.world.fired(key))
         return self
 
     def after_secs(self, secs: float) -> Run:

@@ -17,6 +17,7 @@ from pilotage.runtime.commands import (
     CreateRun,
     EventReceived,
     SlotGranted,
+    TimerFired,
 )
 from pilotage.runtime.effects import (
     CancelTimer,
@@ -40,7 +41,7 @@ from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.machine import Transition, blank_run, step
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
-from pilotage.runtime.status import RunStatus
+from pilotage.runtime.status import RunStatus, StepStatus
 
 
 class Child:
@@ -103,6 +104,12 @@ class World:
         for check in self.checks:
             check(self, before, command, result)
         return result
+
+    def fired(self, key: int | None) -> TimerFired:
+        """What the timer that is armed now tells the run."""
+        if key is None or self.state.step(key).status is not StepStatus.RUNNING:
+            return TimerFired(step=key)
+        return TimerFired(step=key, attempt=self.state.step(key).attempt)
 
     def _note_report(self, command: Command) -> None:
         if isinstance(command, AttemptCompleted | AttemptFailed):

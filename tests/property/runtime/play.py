@@ -110,15 +110,16 @@ def _fire_timer(world: World, rnd: Random) -> None:
     if rnd.random() < 0.8:  # else early
         world.now = max(world.now, due - 1 + rnd.choice((0, 0, 400)))
     world.timers.pop(key)
-    world.give(c.TimerFired(step=key))
+    world.give(world.fired(key))
 
 
 def _stray_timer(world: World, rnd: Random) -> None:
     key = rnd.choice((None, _any_step(world, rnd)))
     due = world.timers.get(key)
-    if due is not None and due <= world.now + 1:
+    stray = c.TimerFired(step=key)  # of a wait: it is nothing to an attempt in progress
+    if due is not None and due <= world.now + 1 and world.fired(key) == stray:
         world.timers.pop(key)
-    world.give(c.TimerFired(step=key))
+    world.give(stray)
 
 
 def _measured_timer(world: World, rnd: Random) -> None:
@@ -292,7 +293,7 @@ def _help_waiting(world: World, state: RunState) -> bool:
 
 def _fire_now(world: World, key: int | None) -> None:
     world.now = max(world.now, world.timers.pop(key))
-    world.give(c.TimerFired(step=key))
+    world.give(world.fired(key))
 
 
 __all__ = ["StepType", "finish", "new_world", "play"]
