@@ -11,7 +11,7 @@ import msgspec
 from pilotage.actors.executors.handover import Handover
 from pilotage.actors.executors.inline import InlineRunner
 from pilotage.actors.executors.invoke import Outcome
-from pilotage.actors.executors.job_loop import BLOCKED_SECS, JobLoop
+from pilotage.actors.executors.job_loop import BLOCKED_SECS, FIRST_PAUSE_SECS, JobLoop
 from pilotage.actors.executors.port import Attempt, AttemptKey, Logged, ModeReporter
 from pilotage.actors.executors.process_pool import ProcessPool
 from pilotage.actors.executors.python_jobs import JobKind, PythonJob
@@ -28,6 +28,7 @@ class PythonSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_abandoned_threads: int = MAX_ABANDONED
     max_processes: int | None = None
     blocked_secs: float = BLOCKED_SECS
+    first_pause_secs: float = FIRST_PAUSE_SECS
 
 
 class PythonExecutor:
@@ -49,7 +50,11 @@ class PythonExecutor:
         self._attempts: dict[AttemptKey, Running] = {}
         self._news: Handover[tuple[Running, News | None]] = Handover(loop, self._receive)
         self._inline = InlineRunner(loop, self._finished_inline)
-        self._job_loop = JobLoop(blocked_secs=settings.blocked_secs)
+        self._job_loop = JobLoop(
+            blocked_secs=settings.blocked_secs,
+            first_pause_secs=settings.first_pause_secs,
+            vacated=vacated,
+        )
         self._threads = ThreadPool(
             max_threads=settings.max_threads, max_abandoned=settings.max_abandoned_threads
         )
@@ -67,7 +72,7 @@ class PythonExecutor:
 
     @property
     def abandoned_threads(self) -> int:
-        return self._threads.abandoned
+        return self._threads.abandoned + self._job_loop.given_up
 
     def start(self, attempt: Attempt, job: PythonJob, report: ModeReporter) -> None:
         running = Running(attempt, job, report, self._news.post)
@@ -93,7 +98,8 @@ class PythonExecutor:
 
     def occupied(self, project_id: str, job: str) -> int:
         """Threads that still run stopped attempts of the job (as the attempts name it)."""
-        return self._threads.occupied(project_id, job)
+        in_loops = self._job_loop.occupied(project_id, job)
+        return self._threads.occupied(project_id, job) + in_loops
 
     def held_back(self, job: str) -> str | None:
         """Why attempts of this job wait although it is not at its limits."""
@@ -105,6 +111,8 @@ class PythonExecutor:
             return self._threads.why_waiting(running)
         if running is not None and running.job.kind is JobKind.PROCESS:
             return self._processes.why_waiting(running)
+        if running is not None and running.job.kind is JobKind.ASYNC:
+            return self._job_loop.why_waiting(running)
         return None
 
     def held_until_ms(self, key: AttemptKey) -> int | None:  # noqa: ARG002 - nobody knows
@@ -134,6 +142,8 @@ class PythonExecutor:
             was_over = running.over
             if running.job.kind is JobKind.THREAD:
                 self._threads.ended(running)
+            elif running.job.kind is JobKind.ASYNC:
+                self._job_loop.ended(running)
             self._finished(running, news)
             if was_over and running.job.kind is JobKind.THREAD and self._vacated is not None:
                 self._vacated(running.attempt.project_id, running.attempt.job)
