@@ -12,7 +12,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from pilotage.actors.catalog_model import Workflow
-from pilotage.actors.errors import NotFoundError, UnavailableError
+from pilotage.actors.errors import ConflictError, NotFoundError, UnavailableError
 from pilotage.actors.kernel import SystemClock
 from pilotage.actors.messages import Release
 from pilotage.actors.principal import ADMIN
@@ -121,6 +121,22 @@ async def test_what_a_remote_job_has_taken_keeps_its_slot_until_the_run_has_it_b
     await world.until(second, "completed")
 
 
+async def test_a_start_takes_a_quarantined_run_in_again_with_the_slot_of_its_attempt(
+    remote: Remote,
+) -> None:
+    await remote.define()
+    world, first = remote.world, await remote.taken()
+    await world.quarantine(first)
+    second = await remote.waiting()
+    await world.crash_and_start()
+    assert not world.gateway.quarantined
+    await world.until_step(second, "a", "pending", "job_limit")
+    assert not remote.has(second)
+    await remote.reports(first)
+    await world.until(first, "completed")
+    await remote.takes(second)
+
+
 async def test_the_slot_of_a_discarded_run_goes_on(remote: Remote) -> None:
     await remote.define()
     first = await remote.taken()
@@ -185,11 +201,8 @@ async def test_a_run_that_left_memory_and_cannot_be_read_keeps_its_slot_for_its_
     await remote.define()
     world, first = remote.world, await remote.taken()
     await passivate(world.runtime.supervisor, first)
-    name = f"pilotage:{{s0}}:run:{first}"
-    head = await client.hget(name, "h")
-    assert isinstance(head, bytes)
-    await client.hset(name, "h", head[: len(head) // 2])
-    with pytest.raises(Exception, match="cannot be read"):
+    await spoil_head(client, first)
+    with pytest.raises(ConflictError, match="cannot be read"):
         await world.gateway.get_run(first, ADMIN)
     second = await remote.waiting()
     assert "kept by quarantined runs" in await remote.reason(second)
@@ -198,6 +211,24 @@ async def test_a_run_that_left_memory_and_cannot_be_read_keeps_its_slot_for_its_
     else:
         remote.time_passes(first)
     await remote.takes(second)
+
+
+async def test_a_run_that_left_memory_and_cannot_be_read_gives_up_its_place(
+    remote: Remote, client: Redis
+) -> None:
+    await remote.define()
+    world, first = remote.world, await remote.taken()
+    second, third = await remote.waiting(), await remote.waiting()
+    await passivate(world.runtime.supervisor, second)
+    await spoil_head(client, second)
+    with pytest.raises(ConflictError, match="cannot be read"):
+        await world.gateway.get_run(second, ADMIN)
+    place = await world.gateway.place(third, ADMIN, "a")
+    assert place is not None
+    assert place.position == 1
+    await remote.reports(first)
+    await remote.takes(third)
+    assert not remote.has(second)
 
 
 async def test_a_released_run_is_loaded_though_the_store_goes_away_meanwhile(
@@ -354,6 +385,13 @@ async def test_nothing_ends_an_actor_whose_write_is_on_its_way(
     assert [step.status for step in state.steps()] == ["completed", "skipped"]
     numbers = [write.seq for write in sent if write.run_id == run]
     assert numbers == sorted(set(numbers)), "no number twice"
+
+
+async def spoil_head(client: Redis, run: str) -> None:
+    name = f"pilotage:{{s0}}:run:{run}"
+    head = await client.hget(name, "h")
+    assert isinstance(head, bytes)
+    await client.hset(name, "h", head[: len(head) // 2])
 
 
 @pytest.fixture
