@@ -18,11 +18,11 @@ import msgspec
 from pilotage.http.call import AnyRequest, call_of, problems_of
 from pilotage.http.problems import HttpError
 from pilotage.runtime.jsonvalues import (
-    JSON_STRING,
     MAX_DEPTH,
     is_array,
     is_object,
     json_problems,
+    repeated_key,
     type_name,
 )
 
@@ -138,46 +138,14 @@ def _named(problems: list[str]) -> list[str]:
 
 
 def _check_duplicates(body: bytes, value: Any) -> None:
-    """Decoding keeps the last of equal keys; the others would be lost in silence.
-
-    Every member has one colon outside of strings, so that counting both sides finds the objects
-    that lost members, at the speed of a regular expression.
-    """
-    written = JSON_STRING.sub(b"", body).count(b":")
-    if written == 0:
-        return
-    if written == _members(value):
-        return
-    twice: list[str] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> None:
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                twice.append(key)
-            seen.add(key)
-
-    json.loads(body, object_pairs_hook=collect)
-    shown = json.dumps(twice[0][:80]) if twice else "a key"
-    raise HttpError(400, f"the body has the key {shown} twice in one object; write it once")
+    key = repeated_key(body, value)
+    if key is not None:
+        shown = json.dumps(key[:80])
+        raise HttpError(400, f"the body has the key {shown} twice in one object; write it once")
 
 
 def _is_container(value: object) -> bool:
     return isinstance(value, (dict, list))
-
-
-def _members(value: Any) -> int:
-    """How many members all objects in `value` have together."""
-    members = 0
-    stack: list[Any] = [value]
-    while stack:
-        item = stack.pop()
-        if is_object(item):
-            members += len(item)
-            stack.extend(filter(_is_container, item.values()))
-        elif is_array(item):
-            stack.extend(filter(_is_container, item))
-    return members
 
 
 def encode_json(value: Any) -> bytes | None:

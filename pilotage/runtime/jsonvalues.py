@@ -179,6 +179,46 @@ def is_deeper(text: bytes, depth: int) -> bool:
     return max(accumulate(map(_UP_OR_DOWN.__getitem__, brackets)), default=0) > depth
 
 
+def repeated_key(text: bytes, value: Any) -> str | None:
+    """A key that stands twice in one object of the JSON text; `value` is the text decoded.
+
+    Decoding keeps the last of equal keys; the others would be lost in silence. Every member has
+    one colon outside of strings, so that counting both sides finds the objects that lost members,
+    at the speed of a regular expression.
+    """
+    if b":" not in text or JSON_STRING.sub(b"", text).count(b":") == _members(value):
+        return None
+    twice: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                twice.append(key)
+            seen.add(key)
+
+    json.loads(text, object_pairs_hook=collect)
+    return next(iter(twice), None)
+
+
+def _is_container(value: object) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _members(value: Any) -> int:
+    """How many members all objects in `value` have together."""
+    members = 0
+    stack: list[Any] = [value]
+    while stack:
+        item = stack.pop()
+        if is_object(item):
+            members += len(item)
+            stack.extend(filter(_is_container, item.values()))
+        elif is_array(item):
+            stack.extend(filter(_is_container, item))
+    return members
+
+
 def json_equal(left: Any, right: Any) -> bool:
     """Equality of JSON values: 5 is 5.0, `true` is not 1, the order of keys does not matter."""
     stack: list[tuple[Any, Any]] = [(left, right)]

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from pilotage.actors.executors.faithful import TOO_DEEP, faithful_copy
 from pilotage.actors.executors.invoke import (
     bounded_error,
-    encoded_outcome,
+    outcome_of,
     too_large,
     transformed_output,
 )
@@ -79,8 +80,10 @@ def _is_json(media_type: str) -> bool:
 def _json(body: bytes) -> bytes | Failed:
     """The body in the one spelling that is stored."""
     try:
-        return msgspec.json.encode(msgspec.json.decode(body))
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        return faithful_copy(body)
+    except RecursionError:
+        return Failed(TOO_DEEP, "bad_answer", final=True)
+    except (msgspec.DecodeError, ValueError) as error:
         return Failed(
             bounded_error(f"the answer is not the JSON it claims to be: {error}"),
             "bad_answer",
@@ -96,7 +99,7 @@ def _text(answer: Answer) -> bytes | Failed:
             "bad_answer",
             final=True,
         )
-    outcome = encoded_outcome(text, None, msgspec.json.encode)
+    outcome = outcome_of(text, None)
     return outcome if isinstance(outcome, Failed) else outcome.output or b"null"
 
 

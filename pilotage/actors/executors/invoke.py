@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
+from pilotage.actors.executors.faithful import TOO_DEEP, faithful_json
 from pilotage.actors.executors.job_context import Fail, JobContext, Retry, printable
 from pilotage.actors.executors.port import MAX_OUTPUT_BYTES, Attempt, Completed, Failed
 from pilotage.actors.executors.python_jobs import PythonJob
@@ -22,7 +22,6 @@ from pilotage.runtime.transforms import Transform, TransformError, compile_trans
 MAX_ERROR_BYTES = 2_000
 
 Outcome = Completed | Failed
-_ENCODE = msgspec.json.Encoder().encode
 
 
 def bounded_error(text: str) -> str:
@@ -46,7 +45,7 @@ def arguments_of(
             "input_mismatch",
             final=True,
         )
-    except Exception as error:  # noqa: BLE001 - a Struct's __post_init__ may raise anything
+    except BaseException as error:  # noqa: BLE001 - a Struct's __post_init__ may raise anything
         failed = failure_of(error)
         return Failed(failed.error, failed.error_class, final=True)
 
@@ -99,7 +98,7 @@ def failure_of(error: BaseException) -> Failed:
 def _text(error: BaseException) -> str:
     try:
         return bounded_error(str(error))
-    except Exception as failed:  # noqa: BLE001 - a __str__ of the user's
+    except BaseException as failed:  # noqa: BLE001 - a __str__ of the user's
         return f"(its message cannot be shown: {type(failed).__name__})"
 
 
@@ -114,15 +113,15 @@ def outcome_of(value: Any, transform: str | None) -> Outcome:
     """The value as JSON text within the bounds, after the transform; final if impossible."""
     if value is None and transform is None:
         return Completed(None)
-    return encoded_outcome(value, transform, _ENCODE)
-
-
-def encoded_outcome(value: Any, transform: str | None, encode: Callable[[Any], bytes]) -> Outcome:
     try:
-        output = encode(value)
-    except Exception as error:  # noqa: BLE001 - depends on the types in the value
+        output = faithful_json(value)
+    except RecursionError:
+        return Failed(f"{TOO_DEEP}; or it contains itself", "bad_output", final=True)
+    except BaseException as error:  # noqa: BLE001 - depends on the types in the value
         return Failed(
-            bounded_error(f"output cannot be written as JSON: {error}"), "bad_output", final=True
+            bounded_error(f"output cannot be written as JSON: {_text(error)}"),
+            "bad_output",
+            final=True,
         )
     if transform is not None:
         transformed = transformed_output(output, transform)
