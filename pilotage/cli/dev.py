@@ -7,7 +7,6 @@ loaded is waited for: the next change may mend it.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import signal
@@ -58,6 +57,7 @@ def with_dev_key(settings: Settings) -> Settings:
 
 
 def serve_dev(settings: Settings, target: str | None) -> int:
+    from pilotage.cli.lasting_loop import run_lasting
     from pilotage.cli.server_process import serve_until_stopped
 
     settings = with_dev_key(settings)
@@ -80,7 +80,7 @@ def serve_dev(settings: Settings, target: str | None) -> int:
     def when_down() -> None:
         forget_dev_server(settings.data_dir)
 
-    return asyncio.run(serve_until_stopped(settings, app, when_up=when_up, when_down=when_down))
+    return run_lasting(serve_until_stopped(settings, app, when_up=when_up, when_down=when_down))
 
 
 def _end_with_parent(parent: int) -> None:

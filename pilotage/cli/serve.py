@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import traceback
@@ -103,6 +102,7 @@ def serve(*, target: str | None, show: bool, **flags: Any) -> int:
     require_admin_key(settings)
     set_up(settings)
     app = load_user_app(target)
+    from pilotage.cli.lasting_loop import run_lasting
     from pilotage.cli.server_process import serve_until_stopped
 
     def when_up(server: Serving) -> None:
@@ -111,4 +111,4 @@ def serve(*, target: str | None, show: bool, **flags: Any) -> int:
             print(f"admin key (shown only now): {server.admin_key}")
         sys.stdout.flush()
 
-    return asyncio.run(serve_until_stopped(settings, app, when_up=when_up))
+    return run_lasting(serve_until_stopped(settings, app, when_up=when_up))
