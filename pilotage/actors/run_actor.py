@@ -429,7 +429,7 @@ class RunActor(LoopActor):
                 run_id, step, number = state.id, attempt.step, attempt.attempt
                 self._services.heartbeats.expect(run_id, step, number, secs)
         moved = self._services.run_timers.not_stored(state)
-        left = {*held_back, *(told.step for told in moved)}
+        left = {*held_back, *self._services.run_timers.measured(state)}
         self._do(e for e in recovery_effects(state, self._now()) if not _of_step(e, left))
         self._outside.deliver_all(self._outbox or {})
         for told in (*undeliverable(state), *moved_timeouts(state, self._now()), *moved):

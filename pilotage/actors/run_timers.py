@@ -91,15 +91,23 @@ class RunTimers:
         callback = self._services.timers.callback((run_id, i))
         return isinstance(callback, AttemptTime) and callback.attempt == attempt
 
+    def measured(self, state: RunState) -> list[int]:
+        """The steps of a run that is loaded again whose attempts, which remote jobs have taken, are
+        measured already: the clock may have been set, which nobody has noticed yet.
+        """
+        return [
+            i
+            for i in bits(state.masks.running)
+            if state.step(i).accepted and self.measures(state.id, i, state.step(i).attempt)
+        ]
+
     def not_stored(self, state: RunState) -> list[MoveTimeout]:
         """What a run that is loaded again has not stored of what it was told of its attempts."""
         found: list[MoveTimeout] = []
-        for i in bits(state.masks.running):
-            step = state.step(i)
-            if step.accepted and self.measures(state.id, i, step.attempt):
-                due_ms = self._services.timers.due_ms((state.id, i)) or 0
-                if abs(due_ms - (step.due_ms or 0)) >= JUMP_MS:
-                    found.append(MoveTimeout(step=i, attempt=step.attempt, due_ms=due_ms))
+        for i in self.measured(state):
+            step, due_ms = state.step(i), self._services.timers.due_ms((state.id, i)) or 0
+            if abs(due_ms - (step.due_ms or 0)) >= JUMP_MS:
+                found.append(MoveTimeout(step=i, attempt=step.attempt, due_ms=due_ms))
         return found
 
     def _callback(self, attempt: int) -> AttemptTime:

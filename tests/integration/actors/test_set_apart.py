@@ -27,6 +27,7 @@ from tests.support.idle import passivate
 from tests.support.waiting import wait_until
 
 TIMEOUT_SECS = 300
+AHEAD_MS = 200_000
 
 
 class Remote:
@@ -135,6 +136,30 @@ async def test_a_start_takes_a_quarantined_run_in_again_with_the_slot_of_its_att
     await remote.reports(first)
     await world.until(first, "completed")
     await remote.takes(second)
+
+
+async def test_an_actor_that_starts_again_before_a_set_clock_is_noticed_shortens_no_attempt(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await remote.define()
+    world, first = remote.world, await remote.taken()
+    supervisor, timers = world.runtime.supervisor, world.runtime.timers
+    due_ms, now_ms = timers.due_ms((first, 0)), SystemClock.now_ms
+    assert due_ms is not None
+
+    def ahead(clock: SystemClock) -> int:
+        return now_ms(clock) + AHEAD_MS
+
+    monkeypatch.setattr(SystemClock, "now_ms", ahead)
+    supervisor.notify(first, object())
+    await wait_until(lambda: supervisor.published(first) is None, "its actor has ended")
+    await wait_until(lambda: supervisor.published(first) is not None, "it is up again")
+
+    def kept() -> bool:
+        moved_ms = (timers.due_ms((first, 0)) or 0) - due_ms
+        return abs(moved_ms - AHEAD_MS) < 1_000
+
+    await wait_until(kept, "it has the seconds that it had")
 
 
 async def test_the_slot_of_a_discarded_run_goes_on(remote: Remote) -> None:
