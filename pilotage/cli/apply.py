@@ -14,6 +14,7 @@ from typing import Any
 import click
 import msgspec
 
+from pilotage.cli.answers import Job, Shape, Workflow
 from pilotage.cli.client import Client, segment
 from pilotage.cli.errors import USAGE, CommandError, RefusedError
 from pilotage.cli.files import DefinitionFileError, LoadedFile, load_definition
@@ -55,6 +56,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     def slug(self) -> str:
         given = self.body.get("slug")
         return str(given if given is not None else make_slug(str(self.body.get("name", ""))))
+
+    @property
+    def shape(self) -> Shape:
+        return Workflow if self.kind == "workflow" else Job
 
     def whole(self) -> dict[str, Any]:
         """The body with a null for every field that the file leaves out."""
@@ -146,7 +151,8 @@ def _targets(loaded: LoadedFile, file: str) -> Iterator[Target]:
 
 def find(client: Client, target: Target) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = client.get(f"{target.path}/{segment(target.slug)}").data
+        path = f"{target.path}/{segment(target.slug)}"
+        found: dict[str, Any] = client.get(path, target.shape).data
     except RefusedError as error:
         if error.status == 404:
             return None
@@ -160,10 +166,10 @@ def _apply(client: Client, target: Target, *, dry_run: bool) -> dict[str, Any]:
     if dry_run:
         return {**line, "outcome": "would be created" if before is None else "would be updated"}
     if before is None:
-        made = client.post(target.path, target.body).data
+        made = client.post(target.path, target.shape, target.body).data
         return {**line, "outcome": "created", **_identity(made)}
     patch = f"{target.path}/{segment(target.slug)}"
-    after = client.request("PATCH", patch, body=target.whole()).data
+    after = client.request("PATCH", patch, target.shape, body=target.whole()).data
     outcome = "unchanged" if _content(before) == _content(after) else "updated"
     return {**line, "outcome": outcome, **_identity(after)}
 

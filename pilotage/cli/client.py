@@ -3,67 +3,67 @@
 Guarantees: every POST but the one that makes an API key carries an `Idempotency-Key`, so that a
 repeat after a lost answer does nothing twice; 429 and 503 are tried again within a bound, at the
 pace that `Retry-After` asks for; every other refusal is a `RefusedError` with the server's words.
+A request with all its repeats ends within `REQUEST_SECS`, whatever the other side does, and what
+it answers is what a Pilotage server would answer, or an error (`pilotage.cli.answers`).
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from typing import Any
+from math import isfinite
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from pilotage.cli.errors import NOT_AUTHORIZED, USAGE, CommandError, RefusedError, ServerAwayError
-from pilotage.runtime.jsonvalues import is_array, is_object
+from pilotage.cli.answers import Json, Reply, Shape, document, page_of, refusal
+from pilotage.cli.errors import (
+    NOT_AUTHORIZED,
+    USAGE,
+    CommandError,
+    ForeignAnswerError,
+    ServerAwayError,
+)
+from pilotage.cli.exchange import Ask, Line, Stream, TooSlowError, exchange, open_stream
+from pilotage.cli.text import shorten
 
-TIMEOUT_SECS = 35.0
-"""A little more than the server's own bound of 30 s for a request."""
+READ_SECS = 35.0
+"""The longest silence; a little more than the server's own bound of 30 s for a request."""
+REQUEST_SECS = 60.0
+"""A whole request: looking up the name, connecting, sending, reading, and all repeats."""
 MAX_TRIES = 5
 MAX_WAIT_SECS = 30.0
 """All waiting for a busy server together; then its refusal is shown."""
-MAX_BODY_BYTES = 128 << 20
+MAX_EMPTY_PAGES = 100
+"""In a row; a list that goes on without an item is none of Pilotage's."""
 PAGE = "application/vnd.pilotage.page+json"
 _PAGE_SIZE = 100
 _BUSY = frozenset({429, 503})
+_SHOWN_CHARS = 200
 
-Json = Any
-"""A decoded JSON value."""
 Query = Mapping[str, str | int | list[str] | None]
 
 
 class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the server is and who asks. `project`: needed with an admin key only."""
+    """Where the server is and who asks. `project`: needed with an admin key only.
+
+    `named`: somebody named the address; else it is where a server of this machine would be.
+    """
 
     url: str
     api_key: str | None = None
     project: str | None = None
+    named: bool = True
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer below 400; `data` is the decoded body, None without one."""
+    """An answer below 400 that fits its shape; `data` is the decoded body, None without one."""
 
-    status: int
     headers: Mapping[str, str]
     data: Json = None
-
-
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of a list; without `next_cursor` it is the last."""
-
-    items: list[dict[str, Json]]
-    next_cursor: str | None = None
-
-
-def _page(data: Json) -> Page:
-    if is_array(data):
-        return Page(items=list(data))
-    return Page(items=data["data"], next_cursor=data.get("next_cursor"))
 
 
 def segment(text: str) -> str:
@@ -83,97 +83,43 @@ def _pairs(query: Query) -> list[tuple[str, str]]:
     return pairs
 
 
-def _decode(body: bytes, content_type: str) -> Json:
-    if not body:
-        return None
-    if "json" not in content_type:
-        return body.decode(errors="replace")
-    try:
-        return json.loads(body)
-    except ValueError:
-        return body.decode(errors="replace")
-
-
-def _object(data: Json) -> dict[str, Json]:
-    return data if is_object(data) else {}
-
-
-def _refusal(status: int, reason: str, data: Json) -> RefusedError:
-    """The error document of the API, or the best that can be said of another body."""
-    body = _object(data)
-    error = _object(body.get("error"))
-    message = error.get("message") or body.get("message")
-    details: Json = error.get("details")
-    listed = [str(item) for item in details] if is_array(details) else []
-    return RefusedError(
-        status,
-        str(error.get("code", "")),
-        str(message or f"the server answered {status} {reason}"),
-        listed,
-    )
-
-
 def retry_after(headers: Mapping[str, str], tried: int) -> float:
     """Seconds to wait before the next try: what the server asks for, else growing steps."""
     try:
-        return max(float(headers.get("retry-after", "")), 0.05)
+        asked = float(headers.get("retry-after", ""))
     except ValueError:
-        return min(0.25 * float(2**tried), 5.0)
-
-
-class Stream:
-    """An answer that goes on. Read and closed by one thread; any may interrupt it."""
-
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        # The connection gives its socket away once the answer says that it will close.
-        self._socket: socket.socket | None = connection.sock
-        self._connection = connection
-        self.response = connection.getresponse()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.response)
-
-    def interrupt(self) -> None:
-        """End the reading in another thread; that one closes."""
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.response.close()
-        self._connection.close()
+        asked = float("nan")
+    return max(asked, 0.05) if isfinite(asked) else min(0.25 * float(2**tried), 5.0)
 
 
 class Client:
-    """One server, one connection, one thread."""
+    """One server, one connection, one thread that asks."""
 
     def __init__(
-        self,
-        settings: ClientSettings,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        timeout_secs: float = TIMEOUT_SECS,
+        self, settings: ClientSettings, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        parts = urlsplit(settings.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise CommandError(
-                f"PILOTAGE_URL is {settings.url!r}; it must look like http://127.0.0.1:8080", USAGE
-            )
         self.settings = settings
-        self._parts = parts
-        self._prefix = parts.path.rstrip("/")
+        try:
+            parts = urlsplit(settings.url)
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            raise _no_address(settings.url) from None
+        if parts.scheme not in {"http", "https"} or not self._host:
+            raise _no_address(settings.url)
+        self._is_secure = parts.scheme == "https"
+        self._prefix = quote(parts.path.rstrip("/"), safe="/%")
         self._sleep = sleep
-        self._timeout_secs = timeout_secs
-        self._connection: http.client.HTTPConnection | None = None
+        self._line: Line | None = None
 
     # --- requests ---------------------------------------------------------------------------
 
-    def get(self, path: str, query: Query | None = None, **headers: str) -> Answer:
-        return self.request("GET", path, query=query, headers=headers)
+    def get(self, path: str, shape: Shape, query: Query | None = None, **headers: str) -> Answer:
+        return self.request("GET", path, shape, query=query, headers=headers)
 
     def post(
         self,
         path: str,
+        shape: Shape,
         body: Json = None,
         *,
         query: Query | None = None,
@@ -185,6 +131,7 @@ class Client:
         return self.request(
             "POST",
             path,
+            shape,
             query=query,
             body=body,
             headers={"Idempotency-Key": key, **(headers or {})},
@@ -194,44 +141,55 @@ class Client:
         self,
         method: str,
         path: str,
+        shape: Shape,
         *,
         query: Query | None = None,
         body: Json = None,
         headers: Mapping[str, str] | None = None,
         repeatable: bool = True,
     ) -> Answer:
-        """One request with its repeats. `repeatable` False: tried once, whatever happens."""
+        """One request with its repeats; the answer fits `shape`. `repeatable` False: tried once,
+        whatever happens.
+        """
         target = self._prefix + path
         if query and (pairs := _pairs(query)):
             target += "?" + urlencode(pairs)
         content = None if body is None else json.dumps(body).encode()
         sent = self._headers(headers or {}, has_body=content is not None)
+        ask = Ask(method, target, sent, content)
+        until = time.monotonic() + REQUEST_SECS
         waited = 0.0
         tried = 0
         while True:
             tried += 1
-            response = self._exchange(method, target, content, sent, repeatable=repeatable)
-            status, reason, answer_headers, data = response
-            if status < 400:
-                return Answer(status=status, headers=answer_headers, data=data)
-            pause = retry_after(answer_headers, tried)
-            busy = repeatable and status in _BUSY and tried < MAX_TRIES
-            if not busy or waited + pause > MAX_WAIT_SECS:
-                raise _refusal(status, reason, data)
+            reply = self._exchange(ask, until, repeatable=repeatable)
+            pause = retry_after(reply.headers, tried)
+            busy = repeatable and reply.status in _BUSY and tried < MAX_TRIES
             waited += pause
+            if not busy or waited > MAX_WAIT_SECS or time.monotonic() + pause >= until:
+                data = document(self.settings.url, reply, shape)
+                return Answer(headers=reply.headers, data=data)
             self._sleep(pause)
 
-    def pages(self, path: str, query: Query, limit: int) -> Iterator[dict[str, Json]]:
+    def pages(self, path: str, shape: Shape, query: Query, limit: int) -> Iterator[dict[str, Json]]:
         """Up to `limit` items of a list, page by page."""
         cursor: str | None = ""
         left = limit
+        empty = 0
         while left > 0 and cursor is not None:
             asked: Query = {**query, "limit": min(left, _PAGE_SIZE), "cursor": cursor}
-            data = self.get(path, asked, Accept=f"{PAGE}, application/json").data
-            page = _page(data)
-            yield from page.items[:left]
-            left -= len(page.items)
-            cursor = page.next_cursor
+            page = self.get(path, page_of(shape), asked, Accept=f"{PAGE}, application/json").data
+            items: list[dict[str, Json]] = page["data"]
+            yield from items[:left]
+            left -= len(items)
+            cursor = page.get("next_cursor")
+            empty = 0 if items else empty + 1
+            if empty > MAX_EMPTY_PAGES:
+                raise self.foreign("a list of empty pages without end")
+
+    def foreign(self, why: str) -> ForeignAnswerError:
+        """The error that says: this is no Pilotage server."""
+        return ForeignAnswerError(self.settings.url, why)
 
     # --- streams ----------------------------------------------------------------------------
 
@@ -240,24 +198,22 @@ class Client:
         headers = {"Accept": "text/event-stream"}
         if last_event_id is not None:
             headers["Last-Event-ID"] = last_event_id
-        connection = self._connect()
+        line = self._connect()
+        ask = Ask("GET", self._prefix + path, self._headers(headers))
         try:
-            connection.request("GET", self._prefix + path, headers=self._headers(headers))
-            stream = Stream(connection)
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise ServerAwayError(self.settings.url, _why(error)) from error
-        response = stream.response
-        if response.status >= 400:
-            data = _decode(response.read(MAX_BODY_BYTES), response.getheader("content-type", ""))
-            stream.close()
-            raise _refusal(response.status, response.reason, data)
-        return stream
+            opened = open_stream(line, ask, REQUEST_SECS)
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
+            line.close()
+            raise self._broken(error) from error
+        if isinstance(opened, Stream):
+            return opened
+        line.close()
+        raise refusal(self.settings.url, opened)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -269,58 +225,66 @@ class Client:
             headers["Authorization"] = f"Bearer {self.settings.api_key}"
         if self.settings.project:
             headers["X-Project-Id"] = self.settings.project
+        for name, value in headers.items():
+            if not value.isprintable() or any(ord(char) > 255 for char in value):
+                raise CommandError(
+                    f"what is given for the header {name} has characters that no header can have",
+                    USAGE,
+                )
         return headers
 
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port = self._parts.hostname or "", self._parts.port
-        if self._parts.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=self._timeout_secs)
-        return http.client.HTTPConnection(host, port, timeout=self._timeout_secs)
+    def _connect(self) -> Line:
+        of = http.client.HTTPSConnection if self._is_secure else http.client.HTTPConnection
+        return Line(of(self._host, self._port, timeout=READ_SECS))
 
-    def _exchange(
-        self,
-        method: str,
-        target: str,
-        content: bytes | None,
-        headers: Mapping[str, str],
-        *,
-        repeatable: bool,
-    ) -> tuple[int, str, Mapping[str, str], Json]:
+    def _exchange(self, ask: Ask, until: float, *, repeatable: bool) -> Reply:
         """Send and read once; once more on a fresh connection if a kept one had been closed."""
-        kept = self._connection is not None
+        kept = self._line is not None and self._line.is_open
         try:
-            return self._send(method, target, content, headers)
-        except (OSError, http.client.HTTPException) as error:
+            return self._send(ask, until)
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             self.close()
             if not (kept and repeatable) or isinstance(error, TimeoutError):
-                raise ServerAwayError(self.settings.url, _why(error)) from error
+                raise self._broken(error) from error
         try:
-            return self._send(method, target, content, headers)
-        except (OSError, http.client.HTTPException) as error:
+            return self._send(ask, until)
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             self.close()
-            raise ServerAwayError(self.settings.url, _why(error)) from error
+            raise self._broken(error) from error
 
-    def _send(
-        self, method: str, target: str, content: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, str, Mapping[str, str], Json]:
-        if self._connection is None:
-            self._connection = self._connect()
-        self._connection.request(method, target, body=content, headers=dict(headers))
-        response = self._connection.getresponse()
-        body = response.read(MAX_BODY_BYTES)
-        if response.will_close:
-            self.close()
-        answer_headers = {name.lower(): value for name, value in response.getheaders()}
-        data = _decode(body, answer_headers.get("content-type", ""))
-        return response.status, response.reason, answer_headers, data
+    def _send(self, ask: Ask, until: float) -> Reply:
+        if self._line is None:
+            self._line = self._connect()
+        try:
+            return exchange(self._line, ask, until - time.monotonic())
+        except KeyboardInterrupt:
+            self._line = None  # cut, and perhaps still in use by the thread that reads
+            raise
+
+    def _broken(self, error: Exception) -> CommandError:
+        """Nothing that speaks HTTP, or nothing at all."""
+        silent = (http.client.RemoteDisconnected, http.client.IncompleteRead)
+        if isinstance(error, http.client.HTTPException) and not isinstance(error, silent):
+            return self.foreign(f"not HTTP as it should be: {_why(error)}")
+        return ServerAwayError(self.settings.url, _why(error))
+
+
+def _no_address(url: str) -> CommandError:
+    return CommandError(f"PILOTAGE_URL is {url!r}; it must look like http://127.0.0.1:8080", USAGE)
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, TooSlowError):
+        return str(error)
     if isinstance(error, TimeoutError):
         return "timed out"
-    return str(error) or type(error).__name__
+    if isinstance(error, http.client.IncompleteRead):
+        return "the answer broke off"
+    if isinstance(error, UnicodeError):
+        return "this is no name of a host"
+    return shorten(str(error) or type(error).__name__, _SHOWN_CHARS)
 
 
 def require_key(settings: ClientSettings) -> None:

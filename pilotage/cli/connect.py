@@ -37,7 +37,10 @@ def data_dir() -> Path:
 
 
 def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
     if host == "localhost":
         return True
     try:
@@ -74,12 +77,12 @@ def read_private(name: str, directory: Path | None = None) -> str | None:
 
 def client_settings(url: str | None = None, project: str | None = None) -> ClientSettings:
     """Options first, then the environment, then what a development server wrote down."""
-    chosen = url or os.environ.get("PILOTAGE_URL")
-    chosen = chosen or read_private(DEV_URL_FILE) or DEFAULT_URL
+    given = url or os.environ.get("PILOTAGE_URL")
+    chosen = given or read_private(DEV_URL_FILE) or DEFAULT_URL
     named = project or os.environ.get("PILOTAGE_PROJECT") or None
     key = os.environ.get("PILOTAGE_API_KEY") or None
     if key is None and is_loopback(chosen):
         key = read_private(DEV_KEY_FILE)
         # That key is an admin key: it belongs to no project, so one is chosen here.
         named = named or (DEV_PROJECT if key else None)
-    return ClientSettings(url=chosen.rstrip("/"), api_key=key, project=named)
+    return ClientSettings(url=chosen.rstrip("/"), api_key=key, project=named, named=bool(given))

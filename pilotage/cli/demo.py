@@ -21,6 +21,7 @@ import click
 import msgspec
 
 from pilotage.app import Pilotage
+from pilotage.cli.answers import Run, Workflow
 from pilotage.cli.client import Client, ClientSettings
 from pilotage.cli.connect import DEV_KEY_FILE, DEV_PROJECT, forget_dev_server, remember_dev_server
 from pilotage.cli.dev import with_dev_key
@@ -134,7 +135,7 @@ def _play(url: str, key: str, example: Example, interactive: bool) -> dict[str, 
     try:
         slug = _register(client, example)
         body = {"payload": example.payload, "tags": {"from": "demo"}}
-        run: dict[str, Any] = client.post(f"/v1/workflows/{slug}/trigger", body).data
+        run: dict[str, Any] = client.post(f"/v1/workflows/{slug}/trigger", Run, body).data
         print(f"run {run['id']} of {slug}", flush=True)
         progress: Progress = (
             progress_for(out, f"{slug}  {run['id']}", as_json=False)
@@ -143,7 +144,7 @@ def _play(url: str, key: str, example: Example, interactive: bool) -> dict[str, 
         )
         follow(client, run["id"], progress)
         # Once more, so that what is said below is what the server says now.
-        ended: dict[str, Any] = client.get(f"/v1/workflow-runs/{run['id']}").data
+        ended: dict[str, Any] = client.get(f"/v1/workflow-runs/{run['id']}", Run).data
         error = f": {ended['error']}" if ended.get("error") else ""
         style = "green" if ended["status"] == "completed" else "red"
         out.say(f"run {ended['id']} is {ended['status']}{error}", style)
@@ -154,12 +155,13 @@ def _play(url: str, key: str, example: Example, interactive: bool) -> dict[str, 
 
 def _register(client: Client, example: Example) -> str:
     slug = str(example.definition["slug"])
-    known = {w["slug"] for w in client.pages("/v1/workflows", {"project_id": DEV_PROJECT}, 1_000)}
+    query = {"project_id": DEV_PROJECT}
+    known = {w["slug"] for w in client.pages("/v1/workflows", Workflow, query, 1_000)}
     if slug in known:
-        client.request("PATCH", f"/v1/workflows/{slug}", body=example.definition)
+        client.request("PATCH", f"/v1/workflows/{slug}", Workflow, body=example.definition)
         print(f"workflow {slug}: already there, brought up to date")
     else:
-        client.post("/v1/workflows", example.definition)
+        client.post("/v1/workflows", Workflow, example.definition)
         print(f"workflow {slug}: registered")
     return slug
 

@@ -1,7 +1,9 @@
 """`pilotage doctor`: what may be wrong, on this machine and with the server, and what to do.
 
 Each check is one line: what was looked at, how it is, what to do about it. Nothing is changed.
-The exit status is 0 if no check failed; warnings do not count.
+The exit status is 0 if no check failed (warnings do not count), 5 if all that failed is that no
+Pilotage answers at the address that was named, else 1. Where no address was named, a server that
+does not run is a warning: this machine may be looked at before the first start.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import click
 import msgspec
 
 import pilotage
+from pilotage.cli.answers import Health, Quarantined, Readiness, Workflow, page_of
 from pilotage.cli.client import Client
 from pilotage.cli.errors import FAILED, CommandError, RefusedError
 from pilotage.cli.output import Column, key
 from pilotage.cli.session import Session, operator
 from pilotage.runtime.errors import PilotageError
-from pilotage.runtime.jsonvalues import is_array, is_object
 from pilotage.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -39,11 +41,18 @@ OK, WARNING, BAD = "ok", "warning", "failed"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One line: `check` is what was looked at, `result` one of ok, warning, failed."""
+    """One line: `check` is what was looked at, `result` one of ok, warning, failed.
+
+    `exit_status`: the command's, if nothing else has failed.
+    """
 
     check: str
     result: str
     found: str
+    exit_status: int = FAILED
+
+    def row(self) -> dict[str, str]:
+        return {"check": self.check, "result": self.result, "found": self.found}
 
 
 COLUMNS = [
@@ -222,13 +231,15 @@ def _check_server(session: Session, client: Client) -> Iterator[Finding]:
     url = session.settings.url
     try:
         before = time.time()
-        health = client.get("/health")
+        health = client.get("/health", Health)
         after = time.time()
     except CommandError as error:
-        yield warning("server", str(error))
+        result = BAD if session.settings.named else WARNING
+        yield Finding(
+            check="server", result=result, found=error.message, exit_status=error.exit_status
+        )
         return
-    document = health.data if is_object(health.data) else {}
-    version = str(document.get("version", "unknown"))
+    version = str(health.data["version"])
     if version == pilotage.__version__:
         yield ok("server", f"{url} runs {version}")
     else:
@@ -241,7 +252,10 @@ def _check_server(session: Session, client: Client) -> Iterator[Finding]:
 def _check_clock(date: str | None, before: float, after: float) -> Iterator[Finding]:
     if date is None:
         return
-    theirs = parsedate_to_datetime(date).timestamp()
+    try:
+        theirs = parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
+        return  # no date of ours; the rest tells whose server it is
     # The header has whole seconds: anything within them and the request's time is agreement.
     skew = max(theirs - after, before - (theirs + 1), 0.0)
     if skew > MAX_SKEW_SECS:
@@ -253,15 +267,14 @@ def _check_clock(date: str | None, before: float, after: float) -> Iterator[Find
 def _check_ready(client: Client) -> Iterator[Finding]:
     """The server's own words about its store, its fence and its recovery."""
     try:
-        answer = client.request("GET", "/health/ready", repeatable=False)
+        answer = client.request("GET", "/health/ready", Readiness, repeatable=False)
     except RefusedError as error:
         yield bad("ready", error.message)
     except CommandError as error:
         yield bad("ready", str(error))
     else:
-        document = answer.data if is_object(answer.data) else {}
-        if document.get("status") == "degraded":
-            yield warning("ready", f"degraded: {document.get('reason')}")
+        if answer.data["status"] == "degraded":
+            yield warning("ready", f"degraded: {answer.data.get('reason')}")
         else:
             yield ok("ready", "the store takes writes, the fence is held, runs are recovered")
 
@@ -271,7 +284,7 @@ def _check_key(session: Session, client: Client) -> Iterator[Finding]:
         yield warning("key", "none: set PILOTAGE_API_KEY")
         return
     try:
-        client.get("/v1/workflows", {"project_id": session.project, "limit": 1})
+        list(client.pages("/v1/workflows", Workflow, {"project_id": session.project}, 1))
     except RefusedError as error:
         if error.status == 422:  # an admin key without a project: the key itself is good
             yield ok("key", "accepted; it is an admin key: name a project with --project")
@@ -288,23 +301,20 @@ def _check_key(session: Session, client: Client) -> Iterator[Finding]:
 def _check_quarantine(client: Client) -> Iterator[Finding]:
     """The runs that are set apart, as far as the key may see them."""
     try:
-        page = client.get("/v1/quarantine", {"limit": SHOWN_RUNS}).data
+        page = client.get("/v1/quarantine", page_of(Quarantined), {"limit": SHOWN_RUNS}).data
     except CommandError as error:
         yield warning("quarantine", str(error))
         return
-    document = page if is_object(page) else {}
-    rows = document.get("data")
-    runs = [row for row in rows if is_object(row)] if is_array(rows) else []
-    if not runs:
+    if not page["data"]:
         yield ok("quarantine", "no run is set apart")
         return
-    for row in runs:
+    for row in page["data"]:
         yield warning(
             "quarantine",
-            f"run {row.get('workflow_run_id')}: {row.get('reason')} (POST /v1/quarantine/"
+            f"run {row['workflow_run_id']}: {row['reason']} (POST /v1/quarantine/"
             "{id}/release loads it again, …/discard ends it)",
         )
-    if document.get("has_more"):
+    if page["has_more"]:
         yield warning("quarantine", f"and more: GET /v1/quarantine has all beyond {SHOWN_RUNS}")
 
 
@@ -348,10 +358,15 @@ def check_deep() -> Iterator[Finding]:
 @click.command()
 @click.option("--deep", is_flag=True, help="Look through everything in the store, too.")
 @operator
-def doctor(session: Session, *, deep: bool) -> int:
+def doctor(session: Session, *, deep: bool) -> None:
     """Check this machine and the server."""
     found = list(findings(session))
     if deep:
         found += check_deep()
-    session.out.rows([msgspec.structs.asdict(finding) for finding in found], COLUMNS)
-    return FAILED if any(finding.result == BAD for finding in found) else 0
+    session.out.rows([finding.row() for finding in found], COLUMNS)
+    failed = [finding for finding in found if finding.result == BAD]
+    if len(failed) == 1:
+        raise CommandError(f"{failed[0].check}: {failed[0].found}", failed[0].exit_status)
+    if failed:
+        checks = ", ".join(dict.fromkeys(finding.check for finding in failed))
+        raise CommandError(f"{len(failed)} checks failed: {checks}")

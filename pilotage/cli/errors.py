@@ -2,7 +2,7 @@
 
     0  done                       3  not found
     1  the operation failed       4  not authorized
-    2  usage: nothing was done    5  the server is away or too busy
+    2  usage: nothing was done    5  the server is away, too busy, or not Pilotage
 
 Status 2 stands for everything that will be refused again when it is repeated unchanged: a wrong
 option, a file that is no definition, a value that the server calls invalid.
@@ -49,6 +49,17 @@ class ServerAwayError(CommandError):
         super().__init__(
             f"no answer from {url} ({why}); start a server with `pilotage serve` "
             "or set PILOTAGE_URL",
+            AWAY,
+        )
+
+
+class ForeignAnswerError(CommandError):
+    """Something answers at the address, and it is not Pilotage."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(
+            f"{url} does not answer like a Pilotage server ({why}); check the address (--url, "
+            "PILOTAGE_URL), its port, and what stands in between",
             AWAY,
         )
 

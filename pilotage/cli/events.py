@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import click
 
-from pilotage.cli.client import Json
+from pilotage.cli.answers import EventSent, Json
 from pilotage.cli.errors import USAGE, CommandError
 from pilotage.cli.session import Session, operator, parse_json
 
@@ -32,7 +32,7 @@ def send_event(session: Session, event_key: str, *, payload: str | None, keep: i
         body["buffer_secs"] = keep
     # A key may contain slashes; the server takes them as they are.
     path = f"/v1/events/{quote(event_key, safe='/')}/send"
-    sent = session.client.post(path, body).data
+    sent = session.client.post(path, EventSent, body).data
     delivered = int(sent["delivered"])
     words = f"{delivered} step(s) took it" if delivered else "no step waits for it"
     if sent.get("buffered"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pilotage.actors.principal import SCOPES
+from pilotage.cli import answers
 from pilotage.cli.client import segment
 from pilotage.cli.errors import USAGE, CommandError
 from pilotage.cli.output import Column, key
@@ -66,7 +67,7 @@ def create(
     if expires_in_days is not None:
         body["expires_in_days"] = expires_in_days
     # Tried once: a repeat would make a second key.
-    made = session.client.request("POST", KEYS, body=body, repeatable=False).data
+    made = session.client.request("POST", KEYS, answers.NewKey, body=body, repeatable=False).data
     if session.out.as_json:
         session.out.json_line(made)
         return
@@ -85,7 +86,7 @@ def create(
 @operator
 def list_keys(session: Session, *, limit: int) -> None:
     """List keys, newest first, without their secrets."""
-    found = session.client.pages(KEYS, {"project_id": session.project}, limit)
+    found = session.client.pages(KEYS, answers.Key, {"project_id": session.project}, limit)
     session.out.rows(found, COLUMNS, empty="no keys")
 
 
@@ -94,5 +95,5 @@ def list_keys(session: Session, *, limit: int) -> None:
 @operator
 def revoke(session: Session, key_id: str) -> None:
     """Refuse a key from now on."""
-    session.client.request("DELETE", f"{KEYS}/{segment(key_id)}")
+    session.client.request("DELETE", f"{KEYS}/{segment(key_id)}", answers.Nothing)
     session.out.done(f"{key_id} is revoked", {"id": key_id, "revoked": True})

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from pilotage.cli.client import Json, segment
+from pilotage.cli import answers
+from pilotage.cli.answers import Json, Shape
+from pilotage.cli.client import segment
 from pilotage.cli.drawings import (
     EVENT_COLUMNS,
     EXPLAIN_COLUMNS,
@@ -37,16 +39,21 @@ def workflow_names(session: Session) -> dict[str, str]:
     query: dict[str, str | None] = {"project_id": session.project}
     return {
         workflow["id"]: workflow["slug"]
-        for workflow in session.client.pages("/v1/workflows", query, 100)
+        for workflow in session.client.pages("/v1/workflows", answers.Workflow, query, 100)
     }
+
+
+def find_workflow(session: Session, id_or_slug: str) -> dict[str, Json]:
+    path = f"/v1/workflows/{segment(id_or_slug)}"
+    found: dict[str, Json] = session.client.get(path, answers.Workflow).data
+    return found
 
 
 def workflow_name(session: Session, workflow_id: str) -> str:
     try:
-        found: str = session.client.get(f"/v1/workflows/{segment(workflow_id)}").data["slug"]
+        return str(find_workflow(session, workflow_id)["slug"])
     except CommandError:
         return workflow_id  # deleted since, or the key may not read workflows
-    return found
 
 
 def dry_run_option(command: Any) -> Any:
@@ -91,7 +98,7 @@ def list_runs(
     """List runs, newest first."""
     workflow_id = workflow
     if workflow is not None:
-        workflow_id = session.client.get(f"/v1/workflows/{segment(workflow)}").data["id"]
+        workflow_id = str(find_workflow(session, workflow)["id"])
     query: dict[str, str | list[str] | None] = {
         "project_id": session.project,
         "status": status,
@@ -101,7 +108,7 @@ def list_runs(
         "created_before": created_before,
     }
     names = {} if session.out.as_json else workflow_names(session)
-    found = session.client.pages(RUNS, query, limit)
+    found = session.client.pages(RUNS, answers.Run, query, limit)
     session.out.rows(found, run_columns(names), empty="no runs")
 
 
@@ -110,8 +117,8 @@ def list_runs(
 @operator
 def show(session: Session, run_id: str) -> None:
     """Show a run and its steps."""
-    run = session.client.get(run_path(run_id)).data
-    steps = session.client.get(run_path(run_id, "steps")).data
+    run = session.client.get(run_path(run_id), answers.Run).data
+    steps = session.client.get(run_path(run_id, "steps"), list[answers.Step]).data
     if session.out.as_json:
         session.out.json_line({**run, "steps": steps})
         return
@@ -125,6 +132,8 @@ def watch(session: Session, run_id: str) -> int:
     """Follow a run to its end; the exit status is its outcome."""
     from pilotage.cli.watch import watch_run
 
+    # Only a server that has answered once is waited for while it is away.
+    session.client.get(run_path(run_id), answers.Run)
     return watch_run(session, run_id)
 
 
@@ -133,7 +142,7 @@ def watch(session: Session, run_id: str) -> int:
 @operator
 def pause(session: Session, run_id: str) -> None:
     """Let nothing new start."""
-    _act(session, run_path(run_id, "pause"), f"{run_id} is paused")
+    _act(session, run_path(run_id, "pause"), answers.Run, f"{run_id} is paused")
 
 
 @runs.command()
@@ -141,7 +150,7 @@ def pause(session: Session, run_id: str) -> None:
 @operator
 def resume(session: Session, run_id: str) -> None:
     """Let a paused run go on."""
-    _act(session, run_path(run_id, "resume"), f"{run_id} goes on")
+    _act(session, run_path(run_id, "resume"), answers.Run, f"{run_id} goes on")
 
 
 @runs.command()
@@ -156,7 +165,7 @@ def cancel(session: Session, run_ids: Sequence[str], *, reason: str | None, dry_
             raise CommandError("--reason works with one RUN, and not with --dry-run", USAGE)
         return _bulk(session, "bulk-cancel", run_ids, dry_run=dry_run)
     answer = session.client.request(
-        "DELETE", run_path(run_ids[0]), query={"reason": reason}, headers=SHOW_RUN
+        "DELETE", run_path(run_ids[0]), answers.Run, query={"reason": reason}, headers=SHOW_RUN
     )
     session.out.done(f"{run_ids[0]} is canceled", answer.data)
     return 0
@@ -169,11 +178,11 @@ def cancel(session: Session, run_ids: Sequence[str], *, reason: str | None, dry_
 @operator
 def retry(session: Session, run_id: str, *, dry_run: bool, watch: bool) -> int:
     """Start a new run that takes over what a failed one has done."""
-    answer = session.client.post(run_path(run_id, "retry"), query=_dry(dry=dry_run))
+    path = run_path(run_id, "retry")
     if dry_run:
-        show_preview(session.out, answer.data)
+        _preview(session, path)
         return 0
-    return started(session, answer.data, watch=watch)
+    return started(session, session.client.post(path, answers.Run).data, watch=watch)
 
 
 @runs.command("retry-step")
@@ -183,10 +192,11 @@ def retry(session: Session, run_id: str, *, dry_run: bool, watch: bool) -> int:
 @operator
 def retry_step(session: Session, run_id: str, step: str, *, dry_run: bool) -> None:
     """Run one ended step again, in the same run."""
-    answer = session.client.post(step_path(run_id, step, "retry"), query=_dry(dry=dry_run))
+    path = step_path(run_id, step, "retry")
     if dry_run:
-        show_preview(session.out, answer.data)
+        _preview(session, path)
         return
+    answer = session.client.post(path, answers.OneStep)
     now = answer.data["step_run"]
     session.out.done(f"{step} is {now['status']}, attempt {now['attempt']}", answer.data)
 
@@ -200,10 +210,11 @@ def replay(session: Session, run_id: str, step: str | None, *, dry_run: bool) ->
     """Run STEP and all that depends on it again, in the same run; without STEP: a new run."""
     if step is None:
         return _bulk(session, "bulk-replay", (run_id,), dry_run=dry_run)
-    answer = session.client.post(step_path(run_id, step, "replay-subtree"), query=_dry(dry=dry_run))
+    path = step_path(run_id, step, "replay-subtree")
     if dry_run:
-        show_preview(session.out, answer.data)
+        _preview(session, path)
     else:
+        answer = session.client.post(path, answers.Reset)
         count = answer.data["reset_steps"]
         session.out.done(f"{count} step(s) of {run_id} run again", answer.data)
     return 0
@@ -221,7 +232,7 @@ def approve(
     """Approve a step that waits for it."""
     body = _given(comment=comment)
     path = step_path(run_id, step, "approve")
-    _act(session, path, f"{step} is approved", body, _headers_of(actor))
+    _act(session, path, answers.OneStep, f"{step} is approved", body, _headers_of(actor))
 
 
 @runs.command()
@@ -236,7 +247,7 @@ def reject(
     """Reject a step that waits for an approval."""
     body = _given(reason=reason)
     path = step_path(run_id, step, "reject")
-    _act(session, path, f"{step} is rejected", body, _headers_of(actor))
+    _act(session, path, answers.OneStep, f"{step} is rejected", body, _headers_of(actor))
 
 
 @runs.command()
@@ -271,7 +282,7 @@ def complete(
 @operator
 def explain(session: Session, run_id: str) -> None:
     """Say of every step that has not ended what it waits for."""
-    data = session.client.get(run_path(run_id, "explain")).data
+    data = session.client.get(run_path(run_id, "explain"), answers.Explained).data
     if session.out.as_json:
         session.out.json_line(data)
         return
@@ -302,7 +313,7 @@ def events(session: Session, run_id: str, *, after: int, limit: int) -> None:
 @operator
 def pin(session: Session, run_id: str) -> None:
     """Keep a run beyond its retention."""
-    _act(session, run_path(run_id, "pin"), f"{run_id} is kept")
+    _act(session, run_path(run_id, "pin"), answers.Run, f"{run_id} is kept")
 
 
 @runs.command()
@@ -310,7 +321,7 @@ def pin(session: Session, run_id: str) -> None:
 @operator
 def unpin(session: Session, run_id: str) -> None:
     """Let a run go when its retention ends."""
-    _act(session, run_path(run_id, "unpin"), f"{run_id} is kept no longer than others")
+    _act(session, run_path(run_id, "unpin"), answers.Run, f"{run_id} is kept no longer than others")
 
 
 # --- what they share ---------------------------------------------------------------------------
@@ -331,19 +342,24 @@ def _headers_of(actor: str | None) -> dict[str, str]:
 def _act(
     session: Session,
     path: str,
+    shape: Shape,
     words: str,
     body: Json = None,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    answer = session.client.post(path, body, headers={**SHOW_RUN, **(headers or {})})
+    answer = session.client.post(path, shape, body, headers={**SHOW_RUN, **(headers or {})})
     session.out.done(words, answer.data)
 
 
 def _act_or_preview(session: Session, path: str, words: str, body: Json, *, dry_run: bool) -> None:
     if not dry_run:
-        _act(session, path, words, body)
+        _act(session, path, answers.OneStep, words, body)
         return
-    answer = session.client.post(path, body, query=_dry(dry=True))
+    _preview(session, path, body)
+
+
+def _preview(session: Session, path: str, body: Json = None) -> None:
+    answer = session.client.post(path, answers.Preview, body, query=_dry(dry=True))
     show_preview(session.out, answer.data)
 
 
@@ -360,8 +376,9 @@ def _bulk(session: Session, verb: str, run_ids: Sequence[str], *, dry_run: bool)
     results: list[dict[str, Json]] = []
     for start in range(0, len(run_ids), 100):
         body = {"workflow_run_ids": list(run_ids[start : start + 100])}
-        answer = session.client.post(f"{RUNS}/{verb}", body, query=_dry(dry=dry_run)).data
-        results += answer.get("results") or []
+        path = f"{RUNS}/{verb}"
+        answer = session.client.post(path, answers.Bulk, body, query=_dry(dry=dry_run)).data
+        results += answer["results"]
     session.out.rows(results, _BULK_COLUMNS)
     if dry_run:
         session.out.say("nothing was changed")

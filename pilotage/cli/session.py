@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
-from pilotage.cli.client import Client, Json, require_key
+from pilotage.cli.answers import Json
+from pilotage.cli.client import Client, require_key
 from pilotage.cli.connect import client_settings
 from pilotage.cli.errors import USAGE, CommandError
 from pilotage.cli.output import Output

@@ -2,7 +2,8 @@
 
 The run's stream of Server-Sent Events says *when* there is news; what is shown is read with
 plain requests. So a stream that breaks costs a second of delay and never a line, and a server
-that is restarted meanwhile is waited for.
+that is restarted meanwhile is waited for. Each look has the bound of a request, and between two
+there is no wait longer than a second: nothing that the stream does can hold the watcher up.
 """
 
 from __future__ import annotations
@@ -13,8 +14,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 
-from pilotage.cli.client import Client, ClientSettings, Json, Stream, segment
-from pilotage.cli.errors import DONE, FAILED, CommandError, RefusedError, ServerAwayError
+from pilotage.cli.answers import Happened, Json, Run, Step, page_of
+from pilotage.cli.client import Client, ClientSettings, segment
+from pilotage.cli.errors import (
+    DONE,
+    FAILED,
+    CommandError,
+    ForeignAnswerError,
+    RefusedError,
+    ServerAwayError,
+)
+from pilotage.cli.exchange import Stream
 from pilotage.cli.output import Output
 from pilotage.cli.progress import Progress, progress_for
 from pilotage.cli.session import Session
@@ -28,7 +38,6 @@ SETTLE_SECS = 0.05
 """News come in bursts; one look covers what arrives within this time."""
 AWAY_SECS = 60.0
 """How long a server may be away before watching gives up."""
-_PAGE = 500
 
 
 def history(client: Client, run_id: str, after: int, limit: int) -> Iterator[dict[str, Json]]:
@@ -36,8 +45,11 @@ def history(client: Client, run_id: str, after: int, limit: int) -> Iterator[dic
     path = f"/v1/workflow-runs/{segment(run_id)}/events"
     left = limit
     while left > 0:
-        page = client.get(path, {"after": after, "limit": min(left, 100)}).data
+        query = {"after": after, "limit": min(left, 100)}
+        page = client.get(path, page_of(Happened), query).data
         items: list[dict[str, Json]] = page["data"]
+        if any(item["seq"] <= after for item in items):
+            raise client.foreign(f"history from before item {after + 1}")
         yield from items[:left]
         left -= len(items)
         if not items or not page.get("has_more"):
@@ -83,7 +95,7 @@ class Doorbell:
                             last = line[3:].strip().decode()
                         if line.startswith(b"data:"):
                             self._rung.set()
-            except RefusedError:
+            except (RefusedError, ForeignAnswerError):
                 self.alive = False  # looking does without; if that is refused too, it says why
                 return
             except (OSError, ValueError, http.client.HTTPException, ServerAwayError):
@@ -93,20 +105,22 @@ class Doorbell:
 
 def follow(client: Client, run_id: str, progress: Progress) -> dict[str, Json]:
     """Show a run until it has ended; answers the run as it was then."""
+    path = f"/v1/workflow-runs/{segment(run_id)}"
     bell = Doorbell(client.settings, run_id)
     seq = 0
     away_since: float | None = None
     try:
         while True:
+            began = time.monotonic()
             try:
                 # The run first: what is read after it was terminal contains its last items.
-                run: dict[str, Json] = client.get(f"/v1/workflow-runs/{segment(run_id)}").data
+                run: dict[str, Json] = client.get(path, Run).data
                 seq = _show_news(client, run, seq, progress)
                 away_since = None
             except CommandError as error:
                 if not isinstance(error, ServerAwayError) and getattr(error, "status", 0) != 503:
                     raise
-                away_since = away_since or time.monotonic()
+                away_since = began if away_since is None else away_since
                 if time.monotonic() - away_since > AWAY_SECS:
                     raise
             else:
@@ -125,7 +139,7 @@ def _show_news(client: Client, run: dict[str, Json], seq: int, progress: Progres
     progress.items(news)
     # At the end once more: history can be a moment ahead of what was read of the steps.
     if progress.needs_steps and (news or seq == 0 or run["status"] in TERMINAL_RUN):
-        steps = client.get(f"/v1/workflow-runs/{segment(run['id'])}/steps").data
+        steps = client.get(f"/v1/workflow-runs/{segment(run['id'])}/steps", list[Step]).data
         progress.steps(run, steps)
     return int(news[-1]["seq"]) if news else seq
 

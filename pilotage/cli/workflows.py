@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from pilotage.cli.client import Json, segment
+from pilotage.cli import answers
+from pilotage.cli.answers import Json
+from pilotage.cli.client import segment
 from pilotage.cli.output import Column, Item, key
 from pilotage.cli.session import Session, key_values, operator, parse_json
 from pilotage.cli.text import ago, duration
@@ -91,7 +93,7 @@ def trigger(
     if delay is not None:
         body["delay_secs"] = delay
     path = workflow_path(workflow, "trigger")
-    run = session.client.post(path, body, idempotency_key=idempotency_key).data
+    run = session.client.post(path, answers.Run, body, idempotency_key=idempotency_key).data
     return started(session, run, watch=watch)
 
 
@@ -111,7 +113,9 @@ def workflows() -> None:
 @operator
 def list_workflows(session: Session, *, limit: int) -> None:
     """List workflows, newest first."""
-    found = session.client.pages(WORKFLOWS, {"project_id": session.project}, limit)
+    found = session.client.pages(
+        WORKFLOWS, answers.Workflow, {"project_id": session.project}, limit
+    )
     session.out.rows(found, WORKFLOW_COLUMNS, empty="no workflows")
 
 
@@ -120,7 +124,7 @@ def list_workflows(session: Session, *, limit: int) -> None:
 @operator
 def show_workflow(session: Session, workflow: str) -> None:
     """Show a workflow and its steps."""
-    found = session.client.get(workflow_path(workflow)).data
+    found = session.client.get(workflow_path(workflow), answers.Workflow).data
     if session.out.as_json:
         session.out.json_line(found)
         return
@@ -151,7 +155,7 @@ def show_workflow(session: Session, workflow: str) -> None:
 @operator
 def delete_workflow(session: Session, workflow: str) -> None:
     """Delete a workflow that has no active runs."""
-    session.client.request("DELETE", workflow_path(workflow))
+    session.client.request("DELETE", workflow_path(workflow), answers.Nothing)
     session.out.done(f"{workflow} is deleted", {"workflow": workflow, "deleted": True})
 
 
@@ -171,5 +175,5 @@ def jobs() -> None:
 @operator
 def list_jobs(session: Session, *, limit: int) -> None:
     """List jobs, newest first."""
-    found = session.client.pages(JOBS, {"project_id": session.project}, limit)
+    found = session.client.pages(JOBS, answers.Job, {"project_id": session.project}, limit)
     session.out.rows(found, JOB_COLUMNS, empty="no jobs")

@@ -14,8 +14,8 @@ import pytest
 import redis
 
 import pilotage
-from pilotage.cli import doctor
-from pilotage.cli.errors import FAILED
+from pilotage.cli import connect, doctor
+from pilotage.cli.errors import AWAY, FAILED
 from pilotage.cli.root import invoke
 from pilotage.persistence.embedded import EmbeddedServer
 from pilotage.persistence.redis_store import RedisStore
@@ -51,12 +51,50 @@ class Usage(NamedTuple):
 
 
 HEALTHY = Reply(200, {"status": "ok", "version": pilotage.__version__})
+READY = Reply(200, {"status": "ready"})
+EMPTY: dict[str, Any] = {"data": [], "has_more": False}
 
 
-def test_no_server_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    found = examine(capsys, "--url", "http://127.0.0.1:9")
+NO_SERVER = "http://127.0.0.1:9"
+
+
+def test_no_server_where_none_was_named_is_a_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PILOTAGE_URL", raising=False)
+    monkeypatch.setattr(connect, "DEFAULT_URL", NO_SERVER)
+    found = examine(capsys)
     assert found["server"]["result"] == "warning"
     assert found["embedded store"]["result"] == "ok"
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_no_server_where_one_was_named_is_a_server_that_is_away(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setenv("PILOTAGE_URL", NO_SERVER if by == "environment" else "http://other")
+    assert invoke(["doctor", *(["--url", NO_SERVER] if by == "option" else [])]) == AWAY
+    said = capsys.readouterr()
+    found = {item["check"]: item for item in map(json.loads, said.out.splitlines())}
+    assert found["server"]["result"] == "failed"
+    assert found["embedded store"]["result"] == "ok"
+    assert said.err.startswith(f"pilotage: server: no answer from {NO_SERVER} (")
+    assert said.err.count("\n") == 1
+
+
+def test_what_has_failed_on_this_machine_weighs_more_than_a_server_that_is_away(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTAGE_PORT", "many")
+    assert invoke(["doctor", "--url", NO_SERVER]) == FAILED
+    assert capsys.readouterr().err == "pilotage: 2 checks failed: settings, server\n"
+
+
+def test_a_date_that_is_none_is_not_looked_at(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer.replies = [HEALTHY._replace(headers={"Date": "tomorrow"}), READY]
+    assert examine(capsys, "--url", peer.url)["ready"]["result"] == "ok"
 
 
 def test_another_version_and_another_clock(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,9 +125,9 @@ def test_the_key_is_tried(
     result: str,
 ) -> None:
     monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
-    error = {"error": {"message": "so it is"}}
-    peer.replies = [HEALTHY, Reply(200, {}), Reply(status, [] if status == 200 else error)]
-    peer.replies.append(Reply(200, {"data": [], "has_more": False}))
+    error = {"error": {"code": "c", "message": "so it is"}}
+    peer.replies = [HEALTHY, READY, Reply(status, EMPTY if status == 200 else error)]
+    peer.replies.append(Reply(200, EMPTY))
     found = examine(capsys, "--url", peer.url, status=FAILED if result == "failed" else 0)
     assert found["key"]["result"] == result
 
@@ -101,7 +139,7 @@ def test_quarantined_runs_are_listed(
     monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
     rows = [{"workflow_run_id": f"id-{n}", "reason": "SnapshotCorruptError"} for n in range(2)]
     page = Reply(200, {"data": rows, "has_more": more})
-    peer.replies = [HEALTHY, Reply(200, {}), Reply(200, []), page]
+    peer.replies = [HEALTHY, READY, Reply(200, EMPTY), page]
     assert invoke(["doctor", "--url", peer.url]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     told = [item for item in found if item["check"] == "quarantine"]
@@ -115,8 +153,8 @@ def test_a_quarantine_that_may_not_be_read_is_a_warning(
     peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
-    refused = Reply(403, {"error": {"message": "no"}})
-    peer.replies = [HEALTHY, Reply(200, {}), Reply(200, []), refused]
+    refused = Reply(403, {"error": {"code": "c", "message": "no"}})
+    peer.replies = [HEALTHY, READY, Reply(200, EMPTY), refused]
     assert examine(capsys, "--url", peer.url)["quarantine"]["result"] == "warning"
 
 
@@ -275,7 +313,7 @@ def test_a_deep_look_tells_of_every_problem(
     valkey_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PILOTAGE_REDIS_URL", valkey_url)
-    found = examine(capsys, "--deep", "--url", "http://127.0.0.1:9")
+    found = examine(capsys, "--deep", "--url", "http://127.0.0.1:9", status=AWAY)
     assert found["contents"]["found"].startswith("0 runs and 0 records looked at, everything")
     with redis.Redis.from_url(valkey_url) as client:
         client.zadd("pilotage:{s0}:active", {"0" * 12 + "gone": 1})

@@ -10,12 +10,21 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pilotage.cli import local, watch
+from pilotage.cli import client as client_module, local, watch
 from pilotage.cli.client import Client, ClientSettings
-from pilotage.cli.errors import NOT_FOUND, RefusedError, ServerAwayError
+from pilotage.cli.errors import NOT_FOUND, ForeignAnswerError, RefusedError, ServerAwayError
 from pilotage.cli.output import Item
+from tests.cli.stranger import SCRIPTS, Stranger
+from tests.support.waiting import wait_until_sync
 
 RUN = "r1"
+AT = "2026-01-31T12:00:00.000Z"
+VIEW = {"id": RUN, "workflow_id": "w", "project_id": "p", "triggered_by": "api",
+        "workflow_version": 1, "created_at": AT}  # fmt: skip
+
+
+def refusal(code: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": code}, "message": code}
 
 
 class Recorder:
@@ -48,6 +57,8 @@ class RunServer:
         self.history: list[dict[str, Any]] = []
         self.away = 0
         self.has_stream = True
+        self.ignores_after = False
+        self.shown: Any = None
         self.streams: list[str | None] = []
         self.news = threading.Event()
         self.over = threading.Event()
@@ -62,18 +73,20 @@ class RunServer:
                 if path.endswith("/stream") and outer.has_stream:
                     outer.stream(self)
                 elif path.endswith("/stream") or RUN not in path:
-                    self.answer(404, {"message": "unknown"})
+                    self.answer(404, refusal("not_found"))
                 elif outer.away:
                     outer.away -= 1
-                    self.answer(503, {"message": "away"})
+                    self.answer(503, refusal("service_unavailable"))
                 elif path.endswith("/events"):
                     after = int(self.path.partition("after=")[2].partition("&")[0])
                     data = [item for item in outer.history if item["seq"] > after]
-                    self.answer(200, {"data": data, "has_more": False})
+                    if outer.ignores_after:
+                        data = outer.history
+                    self.answer(200, {"data": data, "has_more": outer.ignores_after})
                 elif path.endswith("/steps"):
                     self.answer(200, [])
                 else:
-                    self.answer(200, {"id": RUN, "status": outer.status})
+                    self.answer(200, outer.shown or {**VIEW, "status": outer.status})
 
             def answer(self, status: int, body: Any) -> None:
                 content = json.dumps(body).encode()
@@ -91,9 +104,7 @@ class RunServer:
 
     def happen(self, kind: str, status: str = "running") -> None:
         self.status = status
-        self.history.append(
-            {"seq": len(self.history) + 1, "type": kind, "at": "2026-01-31T12:00:00.000Z"}
-        )
+        self.history.append({"seq": len(self.history) + 1, "type": kind, "at": AT})
 
     def stream(self, handler: BaseHTTPRequestHandler) -> None:
         """One event each time `news` is set; the connection breaks after it."""
@@ -234,3 +245,47 @@ def test_a_run_that_is_not_there_is_told_at_once(client: Client) -> None:
     with pytest.raises(RefusedError) as refused:
         watch.follow(client, "other", Recorder())
     assert refused.value.exit_status == NOT_FOUND
+
+
+def test_a_stream_of_somebody_else_is_done_without() -> None:
+    with Stranger(SCRIPTS["200 HTML"]) as stranger:
+        bell = watch.Doorbell(ClientSettings(url=stranger.url), RUN)
+        wait_until_sync(lambda: not bell.alive, "the bell is given up")
+        bell.close()
+        assert stranger.calls == 1
+
+
+def test_history_that_goes_backwards_is_not_shown_for_ever(
+    server: RunServer, client: Client
+) -> None:
+    server.history = [{"seq": 5, "type": "run_created", "at": AT}] * 2
+    server.ignores_after = True
+    with pytest.raises(ForeignAnswerError, match="history from before item 6"):
+        list(watch.history(client, RUN, 0, 1_000))
+
+
+def test_somebody_else_in_the_place_of_the_server_ends_the_watching(
+    server: RunServer, client: Client
+) -> None:
+    server.has_stream = False
+    server.happen("run_created")
+
+    def replaced() -> None:
+        server.shown = {"hello": "world"}
+
+    progress = Recorder(replaced)
+    with pytest.raises(ForeignAnswerError, match="other JSON"):
+        watch.follow(client, RUN, progress)
+    assert progress.closed
+
+
+def test_a_server_that_is_silent_is_away_since_it_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One look at it may take a minute: it counts."""
+    monkeypatch.setattr(client_module, "REQUEST_SECS", 0.05)
+    monkeypatch.setattr(watch, "AWAY_SECS", 0.0)
+    with Stranger(SCRIPTS["silent"]) as stranger:
+        silent = Client(ClientSettings(url=stranger.url))
+        with pytest.raises(ServerAwayError, match="no whole answer"):
+            watch.follow(silent, RUN, Recorder())
