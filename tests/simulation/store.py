@@ -214,10 +214,11 @@ class SimStore(MemoryStore):
 
     def _same_if_again(self, batch: Sequence[RunWrite], fence: int) -> None:
         """A write of a sequence that was sent before is taken for that, should it arrive first: so
-        it has to be the same. Nobody may start anew who has a write on its way.
+        it has to be the same. Nobody may start anew who has a write on its way. A run is made if
+        there is none, by whoever comes first.
         """
         for write in batch:
-            before = self._network.sent.get((write.run_id, fence))
+            before = self._network.sent.get((write.run_id, fence)) if write.follows else None
             if before is not None and before.seq == write.seq and before != write:
                 self._watcher.fail(
                     f"run {write.run_id}: write {write.seq} is sent again, and is another one"
