@@ -76,7 +76,9 @@ async def call_async(job: PythonJob, attempt: Attempt, context: JobContext) -> O
     except asyncio.CancelledError:
         if context.cancelled:
             raise
-        return Failed("the job cancelled itself", "CancelledError")
+        return Failed(
+            "the job was cancelled, by itself or by another on its loop", "CancelledError"
+        )
     except GeneratorExit:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit of a job must not end the loop

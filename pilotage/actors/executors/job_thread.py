@@ -176,7 +176,7 @@ class JobThread:
         """The task's end, if it did not come to its own."""
         error = None if task.cancelled() else task.exception()
         if self._tasks.pop(running, None) is not None:
-            cancelled = Failed("another job cancelled the job", "CancelledError")
+            cancelled = Failed("the job was cancelled by another on its loop", "CancelledError")
             running.emit(cancelled if error is None else failure_of(error))
         if self._retired:
             self._retire()

@@ -215,7 +215,7 @@ async def test_a_job_that_cancels_itself_has_failed() -> None:
     context = JobContext(order, print)
     registered = JobRegistry().register(job)
     assert await call_async(registered, order, context) == Failed(
-        "the job cancelled itself", "CancelledError"
+        "the job was cancelled, by itself or by another on its loop", "CancelledError"
     )
     context.cancel()
     with pytest.raises(asyncio.CancelledError):
