@@ -46,7 +46,7 @@ class GoldenServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.kill()
 
     def api(self, project: str) -> Api:
         """A client of it; of a server it asks nothing but the URL."""
