@@ -264,14 +264,13 @@ def _fitting(reply: Reply, shape: Shape) -> Json:
         raise _UnfitError(f"with {media} instead of JSON")
     try:
         data = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        raise _UnfitError("with a body that is not JSON") from None
-    try:
         msgspec.convert(data, shape)
     except msgspec.ValidationError as error:
         raise _UnfitError(f"with other JSON: {_short(str(error))}") from None
     except RecursionError:
-        raise _UnfitError("with other JSON: too deep") from None
+        raise _UnfitError("with JSON that is too deep") from None
+    except ValueError:
+        raise _UnfitError("with a body that is not JSON") from None
     return data
 
 

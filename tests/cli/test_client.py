@@ -113,6 +113,14 @@ def test_a_kept_connection_that_was_closed_is_made_anew(client: Client, peer: Pe
     assert client.get("/v1/x", int).data == 2
 
 
+def test_a_kept_connection_is_made_anew_only_once(client: Client, peer: Peer) -> None:
+    peer.replies = [Reply(200, 1), Reply(hang_up=True), Reply(hang_up=True), Reply(200, 2)]
+    assert client.get("/v1/x", int).data == 1
+    with pytest.raises(ServerAwayError):
+        client.get("/v1/x", int)
+    assert len(peer.asked) == 3
+
+
 def test_a_fresh_connection_that_breaks_is_a_server_that_is_away(
     client: Client, peer: Peer
 ) -> None:

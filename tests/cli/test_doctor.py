@@ -109,9 +109,21 @@ def test_another_version_and_another_clock(peer: Peer, capsys: pytest.CaptureFix
 
 
 def test_a_server_that_is_not_ready_fails(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
-    peer.replies = [HEALTHY, Reply(503, {"status": "not ready"})]
+    refused = {"error": {"code": "service_unavailable", "message": "not ready: it recovers"}}
+    peer.replies = [HEALTHY, Reply(503, refused)]
     found = examine(capsys, "--url", peer.url, status=FAILED)
     assert found["ready"]["result"] == "failed"
+    assert found["ready"]["found"] == "not ready: it recovers"
+
+
+def test_a_server_that_goes_away_while_it_is_looked_at_fails(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTAGE_API_KEY", "plt_x")
+    peer.replies = [HEALTHY, *[Reply(hang_up=True)] * 4]
+    found = examine(capsys, "--url", peer.url, status=FAILED)
+    assert (found["server"]["result"], found["ready"]["result"]) == ("ok", "failed")
+    assert "no answer from" in found["key"]["found"]
 
 
 @pytest.mark.parametrize(

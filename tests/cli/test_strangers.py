@@ -140,7 +140,7 @@ def test_a_stranger_is_told_in_one_line_and_never_a_success(
         ("404 HTML", "(404 Not Found with text/html); check the address"),
         ("200 HTML", "(200 OK with text/html; charset=utf-8 instead of JSON)"),
         ("200 HTML that says JSON", "(200 OK with a body that is not JSON)"),
-        ("200 too deep", "(200 OK with a body that is not JSON)"),
+        ("200 too deep", "(200 OK with JSON that is too deep)"),
         ("200 []", "(200 OK with other JSON: Expected `object`, got `array`)"),
         ("200 {}", "(200 OK with other JSON: Object missing required field `id`)"),
         ("204", "(204 No Content with no content type instead of JSON)"),
