@@ -183,8 +183,11 @@ def test_what_is_no_page_is_no_list(client: Client, peer: Peer) -> None:
         list(client.pages("/v1/x", AnObject, {}, 50))
 
 
-def test_a_list_of_empty_pages_ends(client: Client, peer: Peer) -> None:
-    peer.replies = [Reply(200, {"data": [], "has_more": True, "next_cursor": "c"})] * 500
+def test_a_list_of_empty_pages_ends(
+    client: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "MAX_EMPTY_PAGES", 3)
+    peer.replies = [Reply(200, {"data": [], "has_more": True, "next_cursor": "c"})] * 20
     with pytest.raises(ForeignAnswerError, match="without end"):
         list(client.pages("/v1/x", AnObject, {}, 50))
 
