@@ -75,6 +75,7 @@ class JobThread:
         self._watch = Watchdog(loop, blocked_secs, self._is_busy, self._culprit, self._say)
         self._closing = False
         self._retired = False
+        self._fault: str | None = None
         self._stops = 0
         self._said_at = -_SAID_EVERY_SECS
         self._thread = threading.Thread(target=self._run, name="pilotage-job-loop", daemon=True)
@@ -129,7 +130,7 @@ class JobThread:
 
     def _turn_for_good(self) -> str | None:
         """None when it was told to end, else why the loop cannot go on."""
-        while not self._closing:
+        while True:
             try:
                 self._loop.run_forever()
                 how = "stopped"
@@ -137,9 +138,9 @@ class JobThread:
                 how = f"left with {type(error).__name__}"
             except BaseException as error:  # noqa: BLE001 - nothing of a job's comes this way
                 return failure_of(error).error
-            if not self._closing:
-                self._note_stop(how)
-        return None
+            if self._closing or self._fault is not None:
+                return self._fault
+            self._note_stop(how)
 
     def _note_stop(self, how: str) -> None:
         """A job may do it at every turn, so not every time is worth a line."""
@@ -162,10 +163,20 @@ class JobThread:
             if task is not None:
                 task.cancel()
         elif not running.context.cancelled:
-            task = self._loop.create_task(self._do(running), name=running.title)
-            self._tasks[running] = task
-            task.add_done_callback(partial(self._done, running))
+            self._begin(running)
             self._watch.wake()  # it may have gone to rest since `start`
+
+    def _begin(self, running: Running) -> None:
+        doing = self._do(running)
+        try:
+            task = self._loop.create_task(doing, name=running.title)
+            task.add_done_callback(partial(self._done, running))
+        except Exception as error:  # noqa: BLE001 - a task factory that a job has left here
+            doing.close()
+            self._fault = f"it takes no tasks: {failure_of(error).error}"
+            self._loop.stop()
+        else:
+            self._tasks[running] = task
 
     async def _do(self, running: Running) -> None:
         outcome = await call_async(running.job, running.attempt, running.context)

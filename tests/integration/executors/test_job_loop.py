@@ -254,6 +254,25 @@ async def test_when_the_loop_breaks_its_attempts_fail_and_another_takes_over(
     assert "the job loop broke: OSError: nothing to select from" in caplog.text
 
 
+async def test_a_loop_that_takes_no_more_tasks_is_replaced(bench: Bench) -> None:
+    """A job has left it a task factory that does not work."""
+
+    async def spoil() -> None:
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise TypeError("no tasks any more")
+
+        asyncio.get_running_loop().set_task_factory(refuse)
+
+    bystander = await bench.bystander()
+    assert await bench.start(spoil, "saboteur")[1].output() is None
+    late = bench.start(stops, "late")[1]
+    for recorder in (bystander, late):
+        failed = await recorder.failed()
+        assert (failed.error_class, failed.final) == ("job_loop", False)
+        assert "it takes no tasks: TypeError: no tasks any more" in failed.error
+    assert await bench.done() == b'"well"'
+
+
 async def test_a_loop_that_breaks_again_is_replaced_after_a_pause_and_that_is_explained() -> None:
     bench = Bench(first_pause_secs=3600.0)
     for _ in range(2):
