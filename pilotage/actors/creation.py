@@ -14,6 +14,7 @@ from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.kernel import Clock
 from pilotage.actors.messages import AlreadyExistsError, Remember
 from pilotage.actors.services import Services
+from pilotage.actors.store_room import StoreRoom
 from pilotage.actors.supervisor import Supervisor
 from pilotage.runtime.commands import CreateRun
 from pilotage.runtime.effects import StartChild
@@ -43,12 +44,14 @@ class Creation:
         supervisor: Supervisor,
         services: Services,
         accepting: Callable[[], Awaitable[None]],
+        room: StoreRoom,
         max_active_runs: int,
     ) -> None:
         self._catalog = catalog
         self._supervisor = supervisor
         self._services = services
         self._accepting = accepting
+        self._room = room
         self._most_with_children = CHILDREN_FACTOR * max_active_runs
         self._last_id = (0, 0)
 
@@ -79,8 +82,13 @@ class Creation:
         idempotency: Idempotency | None = None,
         run_id: str | None = None,
     ) -> RunState:
-        """Start a run of the workflow's newest version. `run_id`: a derived one (cron)."""
+        """Start a run of the workflow's newest version. `run_id`: a derived one (cron), which may
+        have been made before: `AlreadyExistsError`. The store would take the first write of another
+        run of that id for the same sent again.
+        """
         await self._accepting()
+        if run_id is not None and await self._supervisor.state(run_id) is not None:
+            raise AlreadyExistsError(run_id)
         if not workflow.enabled:
             raise ConflictError(
                 f'workflow "{workflow.slug}" is disabled; enable it with PATCH {{"enabled": true}}'
@@ -102,7 +110,8 @@ class Creation:
         disabled = tuple(sorted(graph.index[ref] for ref in trigger.disabled))
         command = CreateRun(actor=actor, head=head, disabled=disabled)
         async with self._catalog.uses.making(workflow.id, workflow.slug):
-            return await self._create(graph, command, _limit(workflow), idempotency)
+            with self._room.run(len(payload or b"")):
+                return await self._create(graph, command, _limit(workflow), idempotency)
 
     async def _head(
         self,
@@ -156,19 +165,21 @@ class Creation:
         return answer.state
 
     async def child(self, parent: RunState, effect: StartChild) -> None:
-        """Create the child run of a step if it is absent (runs.md §7)."""
-        if self._supervisor.knows(effect.child_run_id):
-            # made before a crash: it reports by itself
-            return _expect_child(self._supervisor.published(effect.child_run_id), parent, effect)
-        self._refuse_bomb()
-        try:
-            workflow = await self._enabled(parent.head.project_id, effect.workflow)
-        except (ConflictError, NotFoundError):
-            made = await self._supervisor.state(effect.child_run_id)
+        """Create the child run of a step if it is absent (runs.md §7). One that was made before
+        reports by itself, one that is over has what it had to report in its outbox.
+        """
+        supervisor, child_run_id = self._supervisor, effect.child_run_id
+        supervisor.refuse_half_made(child_run_id)
+        made = supervisor.published(child_run_id)
+        if made is None and not supervisor.knows(child_run_id):
+            made = await supervisor.state(child_run_id)
             if made is None:
-                raise
-            # it was made, and is over, while the workflow was still to be had
-            return _expect_child(made, parent, effect)
+                return await self._make_child(parent, effect)
+        return _expect_child(made, parent, effect)
+
+    async def _make_child(self, parent: RunState, effect: StartChild) -> None:
+        self._refuse_bomb()
+        workflow = await self._enabled(parent.head.project_id, effect.workflow)
         graph = await self._catalog.graph(workflow.version_id)
         ancestors = (*parent.head.ancestor_workflows, parent.head.workflow_id)
         base = await self._head(
@@ -193,13 +204,8 @@ class Creation:
             parent_attempt=effect.attempt,
             held=parent.status is RunStatus.PAUSED,
         )
-        try:
-            async with self._catalog.uses.making(workflow.id, workflow.slug):
-                await self._create(graph, command, _limit(workflow))
-        except AlreadyExistsError:
-            # made before a crash, and over: what it had to report is in its outbox
-            made = await self._supervisor.state(effect.child_run_id)
-            _expect_child(made, parent, effect)
+        async with self._catalog.uses.making(workflow.id, workflow.slug):
+            await self._create(graph, command, _limit(workflow))
 
     def _refuse_bomb(self) -> None:
         """Children are taken on beyond the bound of triggers, so that parents come to their end;
@@ -230,7 +236,8 @@ class Creation:
         await self._accepting()
         command = self._again_command(state, actor, replay_completed=replay_completed)
         limit = await self._current_limit(state.head.workflow_id)
-        return await self._create(state.graph, command, limit, idempotency)
+        with self._room.run(len(command.head.payload or b"")):
+            return await self._create(state.graph, command, limit, idempotency)
 
     def preview_again(self, state: RunState, *, actor: str) -> Transition:
         """What `again` would create, computed by the machine, changing nothing."""

@@ -221,9 +221,9 @@ class EventHub:
             return EventReceipt(event_key=key, delivered=delivered, buffered=False)
         left_ms = expires_at_ms - self._clock.now_ms()
         if left_ms > 0:
-            self._room.refuse_event_if_full(key)
             kept = KeptEvent(plan.event_id, expires_at_ms, payload)
-            await self._offer(project_id, key, kept, -(-left_ms // 1000))
+            with self._room.event(key, len(payload or b"")):
+                await self._offer(project_id, key, kept, -(-left_ms // 1000))
         return EventReceipt(event_key=key, delivered=0, buffered=True, expires_at_ms=expires_at_ms)
 
     async def _to_all(self, commands: list[tuple[str, EventReceived]], *, again: bool) -> int:

@@ -57,11 +57,12 @@ def observe(metrics: Metrics, parts: Parts) -> None:
             "Messages of other threads that wait for the actors' loop.",
             lambda: stats().remote,
         ),
-        "store_used_ratio": (
-            "Share of the store's memory in use; 0 if it has no bound.",
-            lambda: room.used or 0.0,
-        ),
+        "store_used_ratio": ("Share of the store's memory in use.", lambda: room.used),
         "store_full": ("1 while no new run is taken on for want of room.", lambda: room.full),
+        "store_held_runs": (
+            "Runs whose writes the store has no room for.",
+            lambda: writer.held,
+        ),
         "store_healthy": ("1 while the store takes what is written.", lambda: writer.healthy),
     }
     counters: dict[str, tuple[str, Callable[[], float]]] = {

@@ -62,7 +62,6 @@ from pilotage.runtime.state import RunState
 from pilotage.runtime.status import RunStatus, StepStatus
 
 logger = logging.getLogger(__name__)
-
 TOO_MANY_KEYS = "the project has remembered as many idempotency keys as it may; they last a day"
 
 REOPENING = (SkipStep, ForceCompleteStep, RetryStep, ReplaySubtree, ReopenChild)
@@ -339,6 +338,12 @@ class RunActor(LoopActor):
         if not self._dead:
             self.actor_ref.kill(error)
 
+    def no_room(self, error: Exception) -> None:
+        """Called by the writer: the store has no room for a run that was to be made."""
+        batch, self._in_flight = self._in_flight, None
+        if not self._dead and batch is not None:
+            self._end(batch, UnavailableError(f"the run could not be stored: {error}", 10))
+
     def _refused(self, batch: Batch, verdict: Verdict) -> None:
         if verdict is Verdict.EXISTS:
             self._end(batch, AlreadyExistsError(self.actor_urn))
@@ -426,8 +431,7 @@ class RunActor(LoopActor):
             secs = None if kept is None else kept.heartbeat_secs
             if secs is not None and state.step(attempt.step).accepted:
                 # one that is dispatched again announces them again
-                run_id, step, number = state.id, attempt.step, attempt.attempt
-                self._services.heartbeats.expect(run_id, step, number, secs)
+                self._services.heartbeats.expect(state.id, attempt.step, attempt.attempt, secs)
         moved = self._services.run_timers.not_stored(state)
         left = {*held_back, *self._services.run_timers.measured(state)}
         self._do(e for e in recovery_effects(state, self._now()) if not _of_step(e, left))

@@ -113,7 +113,11 @@ class Runtime:
             return "another server has taken over"
         if not self._ready.is_set():
             return "the server is still recovering its runs"
-        return None if self.writer.healthy else f"the store is away: {self.writer.last_error}"
+        if not self.writer.healthy:
+            return f"the store is away: {self.writer.last_error}"
+        if self.writer.full:
+            return f"the store has no room for all that is to be written: {self.writer.last_error}"
+        return None
 
     @property
     def degraded(self) -> str | None:
@@ -238,6 +242,7 @@ class Runtime:
             supervisor=self.supervisor,
             services=self.services,
             accepting=self._accepting,
+            room=self.room,
             max_active_runs=self.settings.max_active_runs,
         )
         self.services.directory = self.supervisor

@@ -239,10 +239,17 @@ class Supervisor:
             or run_id in self.quarantined
         )
 
+    def refuse_half_made(self, run_id: str) -> None:
+        """`UnavailableError` while the run is being made: it may not come to be."""
+        entry = self._entries.get(run_id)
+        if entry is not None and entry.actor is not None and entry.actor.published is None:
+            raise UnavailableError(f'the run "{run_id}" is being made')
+
     async def create(self, graph: StepGraph, message: object, create: CreateRun) -> Answer:
         """Make a run. `AlreadyExistsError` if there is one of that id."""
         self._refuse_if_away()
         run_id = create.head.id
+        self.refuse_half_made(run_id)
         if self.knows(run_id):
             raise AlreadyExistsError(run_id)
         entry = self._entries[run_id] = Entry()

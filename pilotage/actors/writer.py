@@ -5,8 +5,9 @@ dirty ones for their newest state and sends it. There is no timer: while the sto
 batch fills by itself. Each run gets the store's verdict; nothing is reported before that.
 
 While the store's memory is full, what ends runs goes first and alone, which the store takes and
-which makes room; then the others, the small ones before the large ones that may not fit. What it
-has no room for is held here, up to `MAX_HELD_RUNS`, and tried again.
+which makes room; then the others, the small ones before the large ones that may not fit. A run that
+was to be made is refused; what else there is no room for is `held` here, up to `MAX_HELD_RUNS`, and
+tried again. It answers and takes what is small, so it is not away: commands may make room.
 
 While the store is away, or has become one that cannot be used (credentials changed, another kind of
 server behind the address), the writer keeps the batch and sends it again, with growing pauses:
@@ -22,6 +23,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from pilotage.actors.endings import end_all
@@ -63,6 +65,10 @@ class Dirty(Protocol):
         """Its write cannot be made, or the answer not be taken."""
         ...
 
+    def no_room(self, error: Exception) -> None:
+        """It was to be made, and the store has no room for it."""
+        ...
+
 
 Batch = list[tuple[Dirty, RunWrite]]
 
@@ -83,9 +89,13 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._fenced = False
         self._retrying = False
-        self._full = False
+        self._clock = asyncio.get_running_loop().time
         self._held: Batch = []
-        self._full_pause = 0.0
+        self._held_bytes = 0
+        self._full_pause = FIRST_PAUSE_SECS
+        self._retry_at = 0.0
+        self.full = False
+        """Whether something is held that the store has no room for."""
         self.healthy = True
         self.batches = 0
         self.writes = 0
@@ -106,8 +116,13 @@ class Writer:
         return self._fenced
 
     @property
+    def held(self) -> int:
+        """How many runs have something to write that the store has no room for."""
+        return len(self._held)
+
+    @property
     def busy(self) -> bool:
-        """Whether something is dirty or on its way."""
+        """Whether something is dirty or on its way; what is held is neither."""
         return not self._idle.is_set()
 
     def submit(self, dirty: Dirty) -> None:
@@ -117,7 +132,7 @@ class Writer:
         self._idle.clear()
 
     async def flushed(self) -> None:
-        """Wait until everything that is dirty now is stored."""
+        """Wait until everything that is dirty now is stored, or waits for room."""
         await self._idle.wait()
 
     async def close(self) -> None:
@@ -128,50 +143,84 @@ class Writer:
 
     async def _run(self) -> None:
         while not self._fenced:
-            if self._held:
-                await self._while_full()
-                continue
-            if not self._dirty:
-                self._wake.clear()
-                self._idle.set()
-                await self._wake.wait()
-                continue
-            if self.batches % YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-            batch = self._take()
-            if batch and not await self._write(batch):
-                self._held += batch
+            if self._held and self._clock() >= self._retry_at:
+                await self._try_again()
+            elif not self._dirty or self._is_laden:
+                await self._rest()
+            else:
+                if self.batches % YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
+                await self._write_new(self._take())
 
-    async def _while_full(self) -> None:
-        """One round with what the store has no room for, and what has become dirty since."""
-        batch, self._held = self._held, []
-        while self._dirty and len(batch) < MAX_HELD_RUNS and _sizes(batch) < MAX_HELD_BYTES:
-            batch += self._take()
-        count = len(batch)
-        batch.sort(key=lambda one: _size(one[1]))
-        ends = [one for one in batch if _ends(one[1])]
-        others = [one for one in batch if not _ends(one[1])]
-        self._held += await self._write_what_fits(ends)
-        self._held += await self._write_what_fits(others)
+    async def _rest(self) -> None:
+        """Until something is dirty, or it is time for what is held."""
+        self._wake.clear()
+        self._idle.set()
         if not self._held:
-            self._full = self._retrying = False
-            self._full_pause = 0.0
-            self.is_back()
+            await self._wake.wait()
             return
-        longer = min(max(self._full_pause * 2, FIRST_PAUSE_SECS), MAX_PAUSE_SECS)
-        self._full_pause = longer if len(self._held) == count else FIRST_PAUSE_SECS
-        await _pause(self._full_pause)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._retry_at):
+                await self._wake.wait()
+
+    @property
+    def _is_laden(self) -> bool:
+        """Whether no more can be held: what is dirty stays where it is."""
+        return len(self._held) >= MAX_HELD_RUNS or self._held_bytes >= MAX_HELD_BYTES
+
+    async def _write_new(self, batch: Batch) -> None:
+        left = batch if self.full else await self._write(batch)
+        if not left:
+            return
+        began = not self._held
+        left = await self._left_of(left)
+        self._hold(self._held + left)
+        if began:
+            self._pause_held(FIRST_PAUSE_SECS)
+
+    async def _try_again(self) -> None:
+        """One round with what the store had no room for."""
+        batch = self._held
+        self._hold(await self._left_of(batch))
+        if len(self._held) < len(batch):
+            self._pause_held(FIRST_PAUSE_SECS)
+        else:
+            self._pause_held(min(self._full_pause * 2, MAX_PAUSE_SECS))
+        if not self.full:
+            logger.warning("the store has taken all that it had no room for")
+
+    def _hold(self, batch: Batch) -> None:
+        self._held, self._held_bytes = batch, _sizes(batch)
+        self.full = bool(batch)
+
+    def _pause_held(self, secs: float) -> None:
+        self._full_pause = secs
+        self._retry_at = self._clock() + _spread(secs)
+
+    async def _left_of(self, batch: Batch) -> Batch:
+        """Write what there is room for: what ends runs, then the others, small ones first."""
+        batch = sorted(batch, key=lambda one: _size(one[1]))
+        left = await self._write_what_fits([one for one in batch if _ends(one[1])])
+        left += await self._write_what_fits([one for one in batch if not _ends(one[1])])
+        return self._refuse_new(left)
 
     async def _write_what_fits(self, batch: Batch) -> Batch:
         """Smaller and smaller parts, until not even the first write is taken. Gives the rest."""
         count = MAX_RUNS
         while batch and count and not self._fenced:
             part = _first(batch, count)
-            if await self._write(part):
-                batch = batch[len(part) :]
-            else:
+            left = await self._write(part)
+            batch = left + batch[len(part) :]
+            if left:
                 count = len(part) // 2
         return batch
+
+    def _refuse_new(self, batch: Batch) -> Batch:
+        """Whoever wanted a run made is told now. Gives those of the runs that are there."""
+        for dirty, write in batch:
+            if not write.follows:
+                dirty.no_room(StoreFullError(self.last_error or "the store has no room"))
+        return [one for one in batch if one[1].follows]
 
     def _take(self) -> Batch:
         batch: Batch = []
@@ -189,26 +238,25 @@ class Writer:
                 size += _size(write)
         return batch
 
-    async def _write(self, batch: Batch) -> bool:
+    async def _write(self, batch: Batch) -> Batch:
         """One round trip; if the batch as a whole cannot be taken, each of its writes by itself.
-        False: the store has no room for it.
+        Gives what the store has no room for.
         """
+        if not batch:
+            return []
         try:
             verdicts = await self._commit([write for _, write in batch])
         except StoreFullError:
-            return False
+            return batch
         except Exception as error:
             if len(batch) > 1:
                 logger.exception("a batch of %d runs is written one by one", len(batch))
-                for one in batch:
-                    if not await self._write([one]):
-                        self._held.append(one)
-                return True
+                return [left for one in batch for left in await self._write([one])]
             logger.exception("run %s could not be written", batch[0][1].run_id)
             batch[0][0].failed(error)
-            return True
+            return []
         self.at_once(lambda: _give(batch, verdicts))
-        return True
+        return []
 
     async def _commit(self, writes: list[RunWrite]) -> list[Verdict]:
         pause = FIRST_PAUSE_SECS
@@ -216,19 +264,20 @@ class Writer:
             try:
                 verdicts = await self._store.commit(writes, self._fence())
             except StoreFullError as error:
-                self._full = self._retrying = True
-                self.is_away(str(error))
+                if not self.full:
+                    logger.warning("the store has no room, small writes go first: %s", error)
+                self.full, self.last_error = True, str(error)
+                self._answers()
                 raise
             except (StoreUnavailableError, UnsuitableStoreError) as error:
                 self._retrying = True
                 self.is_away(str(error))
-                await _pause(pause)
+                await asyncio.sleep(_spread(pause))
                 pause = min(pause * 2, MAX_PAUSE_SECS)
                 continue
             except FencedError:
                 verdicts = [Verdict.FENCED] * len(writes)
-            self._retrying = self._full
-            self.is_back()
+            self._answers()
             self.batches += 1
             self.writes += len(writes)
             if self.on_batch is not None:
@@ -237,6 +286,10 @@ class Writer:
                 self._fenced = True
                 self._on_fenced()
             return verdicts
+
+    def _answers(self) -> None:
+        self._retrying = False
+        self.is_back()
 
     def is_away(self, why: str) -> None:
         """The store does not answer; also for those who notice it while nothing is written."""
@@ -268,8 +321,8 @@ def _give(batch: Batch, verdicts: list[Verdict]) -> None:
             dirty.failed(error)
 
 
-async def _pause(secs: float) -> None:
-    await asyncio.sleep(secs * (0.5 + random.random()))  # noqa: S311  spreads retries
+def _spread(secs: float) -> float:
+    return secs * (0.5 + random.random())  # noqa: S311  spreads retries
 
 
 def _ends(write: RunWrite) -> bool:

@@ -25,6 +25,7 @@ from pilotage.persistence.port import (
     IdempotencyRecord,
     Known,
     LeaseHeldError,
+    MemoryUse,
     Record,
     RecordPage,
     RevisionError,
@@ -65,7 +66,7 @@ class MemoryServer:
         self.clock_ms = clock_ms
         self.random_bytes = random_bytes
         self.fence = 0
-        self.fullness: float | None = None
+        self.memory_use: MemoryUse | None = None
         self.lease: tuple[str, int, int] | None = None
         """Owner, fencing token, Unix milliseconds at which it runs out."""
         self.runs: dict[str, MemoryRun] = {}
@@ -122,9 +123,9 @@ class MemoryStore:
     async def ping(self) -> None:
         self._content()
 
-    async def fullness(self) -> float | None:
+    async def memory_use(self) -> MemoryUse | None:
         self._content()
-        return self.server.fullness
+        return self.server.memory_use
 
     def _content(self, fence: int | None = None) -> MemoryServer:
         """The server, if it may be used; with `fence`, if that is the newest token."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -235,6 +235,13 @@ class RecordPage(msgspec.Struct, frozen=True, kw_only=True):
     next_after: tuple[int, str] | None
 
 
+class MemoryUse(NamedTuple):
+    """Bytes that a store uses, and may use."""
+
+    used: int
+    limit: int
+
+
 class Store(Protocol):
     """One namespace of a store. All methods may raise `StoreUnavailableError`."""
 
@@ -246,8 +253,8 @@ class Store(Protocol):
 
     async def ping(self) -> None: ...
 
-    async def fullness(self) -> float | None:
-        """Which share of the memory that the store may use is in use; None: it has no bound."""
+    async def memory_use(self) -> MemoryUse | None:
+        """How much of the memory that it may use the store uses; None: it has no bound."""
         ...
 
     # --- ownership ---------------------------------------------------------------------------

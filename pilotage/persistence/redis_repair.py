@@ -13,7 +13,7 @@ from typing import Final
 
 from pilotage.persistence import scripts, scripts_runs
 from pilotage.persistence.keys import TIME_DIGITS, Keys
-from pilotage.persistence.port import FencedError
+from pilotage.persistence.port import FencedError, MemoryUse
 from pilotage.persistence.redis_link import RedisLink
 
 _NAMES_AT_ONCE: Final = 1_000
@@ -28,12 +28,12 @@ class RedisRepair:
         self._link = link
         self._keys = keys
 
-    async def fullness(self) -> float | None:
+    async def memory_use(self) -> MemoryUse | None:
         told: bytes = await self._link.read(scripts.MEMORY, [])
         known = dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
         limit = int(known.get("maxmemory", 0))
         used = int(known["used_memory"]) - int(known.get("mem_not_counted_for_evict", 0))
-        return used / limit if limit > 0 else None
+        return MemoryUse(used, limit) if limit > 0 else None
 
     async def purge_runs(self, run_ids: Sequence[str], fence: int) -> int:
         wanted = list(dict.fromkeys(run_ids))

@@ -6,6 +6,7 @@ import pytest
 
 from pilotage.actors import housekeeping
 from pilotage.persistence.memory import MemoryStore
+from pilotage.persistence.port import MemoryUse
 from tests.http.conftest import StartServer, define, trigger, wait_for, wait_status
 from tests.support.waiting import wait_until
 
@@ -20,7 +21,7 @@ async def test_new_runs_are_refused_in_words_and_everything_else_goes_on(
     gate = {"step_ref": "gate", "step_type": "approval"}
     await define(client, "w", [gate, {"step_ref": "a", "job_id": "echo", "depends_on": ["gate"]}])
     run = await trigger(client, "w")
-    store.server.fullness = 0.934
+    store.server.memory_use = MemoryUse(934 << 20, 1000 << 20)
     await wait_until(lambda: server.runtime.degraded is not None, "it has noticed")
 
     refused = await client.post("/v1/workflows/w/trigger", json={})
@@ -54,7 +55,7 @@ async def test_new_runs_are_refused_in_words_and_everything_else_goes_on(
     await wait_status(client, run["id"], "completed")
     assert (await client.post(f"{path}/retry")).status_code in {409, 503}
 
-    store.server.fullness = 0.5
+    store.server.memory_use = MemoryUse(500 << 20, 1000 << 20)
     await wait_until(lambda: server.runtime.degraded is None, "there is room again")
     again = await trigger(client, "w")
     await wait_for(client, again["id"], lambda found: found["status"] == "running", "it runs")

@@ -426,13 +426,17 @@ async def test_the_embedded_store_is_killed_and_runs_go_on(tmp_path: Path) -> No
     await runtime.stop(0)
 
 
+def left_asleep(_: EmbeddedServer) -> None:
+    """Nobody wakes it."""
+
+
 async def test_an_embedded_store_that_stays_silent_is_replaced_and_runs_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "WATCH_SECS", 0.05)
     monkeypatch.setattr(housekeeping, "WATCH_TIMEOUT_SECS", 0.2)
     monkeypatch.setattr(housekeeping, "HUNG_SECS", 0.0)
-    monkeypatch.setattr(EmbeddedServer, "wake", lambda _: None)  # so that it hangs for good
+    monkeypatch.setattr(EmbeddedServer, "wake", left_asleep)  # so that it hangs for good
     world = Rig("", tmp_path)
     world.runtime = runtime = Runtime(settings=Settings(data_dir=tmp_path), registry=world.registry)
     await runtime.start()

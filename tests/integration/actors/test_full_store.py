@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,13 @@ from pilotage.actors.errors import UnavailableError
 from pilotage.actors.principal import ADMIN
 from pilotage.actors.store_room import StoreRoom
 from pilotage.persistence.memory import MemoryStore
-from pilotage.persistence.port import StoreUnavailableError
+from pilotage.persistence.port import (
+    MemoryUse,
+    RunWrite,
+    StoreFullError,
+    StoreUnavailableError,
+    Verdict,
+)
 from tests.integration.actors.rig import PROJECT, Rig, gate, noop, rig
 from tests.support.waiting import wait_until
 
@@ -66,11 +74,13 @@ async def test_a_nearly_full_store_refuses_new_runs_and_lets_the_active_ones_end
     await world.until(failed, "completed")
     runs = [await world.trigger(flow, k=f"{n}.", big=bulky()) for n in range(20)]
     assert world.gateway.degraded is None
-    assert await world.store.fullness() is None
+    assert await world.store.memory_use() is None
     await allow(client, 0.93)
     await wait_until(lambda: world.gateway.degraded is not None, "it says that it is degraded")
     assert world.runtime.ready
-    assert 0.9 <= (await world.store.fullness() or 0) < 1
+    use = await world.store.memory_use()
+    assert use is not None
+    assert 0.9 <= use.used / use.limit < 1
     for refused in (world.trigger(done), world.gateway.retry_run(failed, ADMIN)):
         with pytest.raises(UnavailableError, match=r"memory .maxmemory") as error:
             await refused
@@ -154,7 +164,7 @@ async def test_when_nothing_can_be_written_any_more_what_is_over_still_goes(
         await world.began_all(*(f"{n}.a" for n in range(5)))
         await allow(client, 1.2)
         world.let(*(f"{n}.a" for n in range(5)))
-        await wait_until(lambda: not world.runtime.writer.healthy, "writes are refused")
+        await wait_until(lambda: world.runtime.writer.full, "writes are refused")
         assert "out of memory" in (world.runtime.writer.last_error or "")
         with pytest.raises(UnavailableError):
             await world.trigger(over)
@@ -181,7 +191,7 @@ async def test_what_ends_or_removes_runs_is_written_when_nothing_else_can_be(
         world.let(*both)
         for run in ending:
             await world.until(run, "completed")
-        await wait_until(lambda: not world.runtime.writer.healthy, "other writes are refused")
+        await wait_until(lambda: world.runtime.writer.full, "other writes are refused")
         assert {await world.status(run) for run in going} == {"running"}
         await sweep(world)
         assert await world.store.load_runs(ending) == [None] * 20
@@ -189,7 +199,7 @@ async def test_what_ends_or_removes_runs_is_written_when_nothing_else_can_be(
         await client.delete("filler")
         for run in going:
             await world.until(run, "completed", within_secs=30)
-        await wait_until(lambda: world.runtime.writer.healthy, "all is written")
+        await wait_until(lambda: not world.runtime.writer.full, "all is written")
         assert not world.runtime.fenced.is_set()
 
 
@@ -215,6 +225,64 @@ async def test_a_server_starts_on_a_full_store_and_makes_room(
         await world.until(run, "completed", within_secs=30)
 
 
+async def test_a_burst_between_two_looks_leaves_room_for_what_is_active(
+    world: Rig, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = await world.workflow("w", [gate("a")])
+    run = await world.trigger(flow, k="0.")
+    await world.began_all("0.a")
+    await allow(client, 0.7)
+    room = world.runtime.room
+    await room.check()
+    monkeypatch.setattr(StoreRoom, "check", gone_deaf)
+    burst = await asyncio.gather(
+        *(world.trigger(flow, k=f"{n}.", big=bulky() * 8) for n in range(1, 60)),
+        return_exceptions=True,
+    )
+    refused = [error for error in burst if isinstance(error, BaseException)]
+    assert refused
+    assert all(
+        isinstance(error, UnavailableError) and error.retry_after_secs > 0 for error in refused
+    )
+    use = await world.store.memory_use()
+    assert use is not None
+    assert 0.75 < use.used / use.limit < 0.95
+    world.let("0.a")
+    await world.until(run, "completed")
+
+
+async def gone_deaf(_: StoreRoom) -> None:
+    """It is not asked any more."""
+
+
+async def test_a_large_result_without_room_keeps_no_command_waiting(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    approval = {"step_ref": "a", "step_type": "approval"}
+    flow = await world.workflow("w", [approval, noop("b", "a")])
+    run, other = await world.trigger(flow), await world.trigger(flow)
+    commit, room = world.store.commit, [100_000]
+
+    async def bounded(batch: Sequence[RunWrite], fence: int) -> list[Verdict]:
+        if sum(len(data) for write in batch for data in write.steps.values()) > room[0]:
+            raise StoreFullError("out of memory")
+        return await commit(batch, fence)
+
+    monkeypatch.setattr(world.store, "commit", bounded)
+    result = json.dumps(secrets.token_hex(450_000)).encode()
+    forcing = asyncio.create_task(world.gateway.force_complete(run, "a", ADMIN, result))
+    await wait_until(lambda: world.runtime.writer.full, "there is no room for it")
+    assert world.runtime.writer.healthy
+    assert "no room for all that is to be written" in (world.runtime.not_ready or "")
+    await world.gateway.approve(other, "a", ADMIN, None, "ops")
+    await world.until(other, "completed")
+    assert world.runtime.writer.full
+    room[0] = 10_000_000
+    await forcing
+    await world.until(run, "completed")
+    assert world.runtime.not_ready is None
+
+
 class TellingStore(MemoryStore):
     """Says how full it is, or that it is away."""
 
@@ -222,10 +290,10 @@ class TellingStore(MemoryStore):
         super().__init__()
         self.away = False
 
-    async def fullness(self) -> float | None:
+    async def memory_use(self) -> MemoryUse | None:
         if self.away:
             raise StoreUnavailableError("away")
-        return await super().fullness()
+        return await super().memory_use()
 
 
 async def test_room_does_not_flicker_and_what_was_told_last_holds() -> None:
@@ -235,12 +303,12 @@ async def test_room_does_not_flicker_and_what_was_told_last_holds() -> None:
     told = [None, 0.5, 0.899, 0.9, 0.95, 0.88, 0.871, 0.86, 0.89, 0.9]
     seen: list[bool] = []
     for used in told:
-        store.server.fullness = used
+        store.server.memory_use = None if used is None else MemoryUse(round(used * 1000), 1000)
         await room.check()
         seen.append(room.full)
     assert seen == [False, False, False, True, True, True, True, False, False, True]
     store.away = True
-    store.server.fullness = None
+    store.server.memory_use = None
     await room.check()
     assert room.full
     with pytest.raises(UnavailableError, match="90%"):

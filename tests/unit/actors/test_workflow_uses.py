@@ -134,6 +134,8 @@ async def test_in_a_race_there_is_a_run_or_no_workflow(runtime: Runtime, turns: 
     for _ in range(turns):
         await asyncio.sleep(0)
     deleting = asyncio.create_task(runtime.catalog.delete_workflow(workflow))
-    results: list[object] = await asyncio.gather(making, deleting, return_exceptions=True)
+    results: tuple[object, ...] = tuple(
+        await asyncio.gather(making, deleting, return_exceptions=True)
+    )
     made, deleted = results
     assert isinstance(made, NotFoundError) is not isinstance(deleted, ConflictError)

@@ -46,6 +46,9 @@ class Dirty:
     def failed(self, error: Exception) -> None:
         self.errors.append(error)
 
+    def no_room(self, error: Exception) -> None:
+        self.errors.append(error)
+
 
 class ScriptedStore:
     """`answer` says what each commit leads to."""

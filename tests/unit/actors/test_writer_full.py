@@ -31,8 +31,9 @@ class FullStore(ScriptedStore):
 
 
 class Sized(Dirty):
-    def __init__(self, name: str, size: int, *, ends: bool = False) -> None:
+    def __init__(self, name: str, size: int, *, ends: bool = False, new: bool = False) -> None:
         super().__init__(name)
+        self.follows = 0 if new else 1
         self.size = size
         self.ends = ends
 
@@ -40,7 +41,7 @@ class Sized(Dirty):
         self.collected += 1
         return RunWrite(
             run_id=self.name,
-            follows=1,
+            follows=self.follows,
             seq=2,
             index=INDEX,
             vitals=bytes(self.size),
@@ -76,16 +77,16 @@ async def test_while_the_store_is_full_ends_go_first_then_what_fits(
     later = Sized("later", 500, ends=True)
     world.writer.submit(later)
     await wait_until(lambda: later.verdicts == [Verdict.OK], "so is one that comes later")
-    assert not world.writer.healthy
+    assert world.writer.full
+    assert world.writer.healthy, "it takes what is small"
     full.room = 10
     await wait_until(lambda: small.verdicts == [Verdict.OK], "the small one is taken")
     assert large.verdicts == []
-    world.writer.is_back()
-    assert not world.writer.healthy, "as long as something is held"
+    assert world.writer.full, "as long as something is held"
+    assert world.writer.held == 1
     full.room = 900
-    await world.writer.flushed()
+    await wait_until(lambda: not world.writer.full, "all is taken")
     assert large.verdicts == [Verdict.OK]
-    assert world.writer.healthy
     assert [one.collected for one in (large, small, end, later)] == [1] * 4
     assert full.batches == [["end"], ["later"], ["small"], ["large"]]
 
@@ -97,14 +98,14 @@ async def test_what_is_held_for_a_full_store_is_bounded(
     many = [Sized(str(n), 10) for n in range(5 * MAX_RUNS)]
     for one in many:
         world.writer.submit(one)
-    await wait_until(lambda: not world.writer.healthy, "it is full")
+    await wait_until(lambda: world.writer.full, "it is full")
     await wait_until(lambda: sum(one.collected for one in many) == 2 * MAX_RUNS, "some are held")
     for _ in range(100):
         await asyncio.sleep(0)
     assert sum(one.collected for one in many) == 2 * MAX_RUNS
     full.room = 10 * MAX_RUNS
-    await world.writer.flushed()
-    assert all(one.verdicts == [Verdict.OK] and one.collected == 1 for one in many)
+    await wait_until(lambda: all(one.verdicts == [Verdict.OK] for one in many), "all are taken")
+    assert all(one.collected == 1 for one in many)
     assert max(map(len, full.batches)) == MAX_RUNS
 
 
@@ -125,5 +126,33 @@ async def test_a_run_a_full_store_chokes_on_is_told_and_the_others_are_held(
     await wait_until(lambda: len(bad.errors) == 1, "it is told")
     assert good.verdicts == []
     full.room = 10
+    await wait_until(lambda: good.verdicts == [Verdict.OK], "the other is taken")
+
+
+async def test_what_is_small_does_not_wait_for_what_is_held(
+    world: World, full: FullStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the end of the process."""
+    monkeypatch.setattr(writer_module, "FIRST_PAUSE_SECS", 10_000.0)
+    full.room = 100
+    large, small = Sized("large", 900), Sized("small", 10)
+    world.writer.submit(large)
+    await wait_until(lambda: world.writer.full, "it is held")
+    world.writer.submit(small)
+    await wait_until(lambda: small.verdicts == [Verdict.OK], "a command")
+    assert large.verdicts == []
     await world.writer.flushed()
-    assert good.verdicts == [Verdict.OK]
+    assert not world.writer.busy
+
+
+async def test_a_run_that_was_to_be_made_is_refused(world: World, full: FullStore) -> None:
+    new, active = Sized("new", 900, new=True), Sized("active", 900)
+    world.writer.submit(new)
+    world.writer.submit(active)
+    await wait_until(lambda: len(new.errors) == 1, "it is told")
+    assert isinstance(new.errors[0], StoreFullError)
+    assert not active.errors
+    assert not active.verdicts
+    full.room = 900
+    await wait_until(lambda: active.verdicts == [Verdict.OK], "the other goes on")
+    assert new.verdicts == []
