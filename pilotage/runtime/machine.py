@@ -177,7 +177,7 @@ def _effects(d: Draft, state: RunState) -> tuple[Effect, ...]:
         if after.due_ms is None:
             if before.due_ms is not None:
                 timers.append(CancelTimer(step=i))
-        elif i == d.fired or (after.due_ms != before.due_ms and not _same_attempt(before, after)):
+        elif i == d.fired or not _timer_stands(before, after):
             timers.append(timer_of(i, after.due_ms, after, d.now))
     out += [effect for effect in d.effects if _still_meant(d, effect)]
     out.extend(timers)
@@ -185,9 +185,15 @@ def _effects(d: Draft, state: RunState) -> tuple[Effect, ...]:
     return tuple(out)
 
 
-def _same_attempt(before: StepState, after: StepState) -> bool:
-    """Its timer measures its time already, from its dispatch; the state has only heard of it."""
-    return after.status is before.status is StepStatus.RUNNING and after.attempt == before.attempt
+def _timer_stands(before: StepState, after: StepState) -> bool:
+    """Whether the timer that is armed is the one that is wanted. One that measures an attempt ends
+    nothing else, though it may be due at the same instant; as long as it is the same attempt, the
+    state only hears of what it measures from its dispatch on.
+    """
+    measured = after.attempt if after.status is StepStatus.RUNNING else None
+    if measured != (before.attempt if before.status is StepStatus.RUNNING else None):
+        return False
+    return measured is not None or after.due_ms == before.due_ms
 
 
 def _taken_back(d: Draft, i: int, before: StepState, after: StepState, out: list[Effect]) -> None:

@@ -150,10 +150,11 @@ class Clients:
         if not event:
             return set()
         ledger, servers = self._world.ledger, self._world.servers
+        set_apart = ledger.set_apart | servers.quarantined
         found: set[tuple[str, int, int]] = set()
         for run_id, run in ledger.runs.items():
             state = run.state if run.fence < self._world.store.fence else servers.published(run_id)
-            if state is not None and run_id not in ledger.set_apart:
+            if state is not None and run_id not in set_apart:
                 found |= {
                     (run_id, i, step.attempt)
                     for i, step in enumerate(state.steps())

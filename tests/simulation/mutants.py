@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pilotage.actors import gateway, outside, run_actor, run_write
+from pilotage.actors import gateway, outside, recover, run_actor, run_write
 from pilotage.actors.admission import Admission
 from pilotage.actors.catalog_model import Workflow
 from pilotage.actors.event_hub import EventHub
@@ -255,7 +255,10 @@ def double_dispatch() -> list[Patch]:
 @mutant
 def subscription_lost() -> list[Patch]:
     """After a crash steps that wait for an event are not parked."""
-    return _recovering(lambda e: () if isinstance(e, ParkEvent) else (e,))
+    return [
+        (recover, "note_subscriptions", nothing),
+        *_recovering(lambda e: () if isinstance(e, ParkEvent) else (e,)),
+    ]
 
 
 @mutant

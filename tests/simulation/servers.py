@@ -189,6 +189,14 @@ class Servers:
         return server.runtime.supervisor.published(run_id)
 
     @property
+    def quarantined(self) -> set[str]:
+        """The runs that the server that clients reach has set aside."""
+        server = self.current
+        if server is None or not server.listens:
+            return set()
+        return set(server.runtime.supervisor.quarantined)
+
+    @property
     def one_owner(self) -> bool:
         """Whether the server that clients reach is the one that owns the store."""
         server = self.current

@@ -177,6 +177,10 @@ def timers_match(world: World) -> None:
     state = world.state
     wanted = {i: s.due_ms for i, s in enumerate(state.steps()) if s.due_ms is not None}
     assert wanted == {i: due for i, due in world.timers.items() if i is not None}
+    for i in wanted:
+        step = state.step(i)
+        running = step.attempt if step.status is StepStatus.RUNNING else None
+        assert world.measured[i] == running, "a timer ends what it was armed for, and nothing else"
     due, armed = run_due_ms(state.head, state.vitals, world.now), world.timers.get(None)
     if due is not None:
         assert armed is not None

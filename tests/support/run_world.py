@@ -41,7 +41,7 @@ from pilotage.runtime.graph import StepGraph
 from pilotage.runtime.machine import Transition, blank_run, step
 from pilotage.runtime.rules import Rejection
 from pilotage.runtime.state import RunState
-from pilotage.runtime.status import RunStatus, StepStatus
+from pilotage.runtime.status import RunStatus
 
 
 class Child:
@@ -68,6 +68,7 @@ class World:
         self.attempts: set[tuple[int, int]] = set()
         self.past_attempts: set[tuple[int, int]] = set()
         self.timers: dict[int | None, int] = {}
+        self.measured: dict[int | None, int | None] = {}  # the attempt that each bounds
         self.requests: dict[int, int] = {}
         self.holders: set[int] = set()
         self.grants: list[SlotGranted] = []
@@ -107,9 +108,7 @@ class World:
 
     def fired(self, key: int | None) -> TimerFired:
         """What the timer that is armed now tells the run."""
-        if key is None or self.state.step(key).status is not StepStatus.RUNNING:
-            return TimerFired(step=key)
-        return TimerFired(step=key, attempt=self.state.step(key).attempt)
+        return TimerFired(step=key, attempt=self.measured[key])
 
     def _note_report(self, command: Command) -> None:
         if isinstance(command, AttemptCompleted | AttemptFailed):
@@ -150,6 +149,7 @@ class World:
 
     def _schedule(self, effect: ScheduleTimer) -> None:
         self.timers[effect.step] = effect.due_ms
+        self.measured[effect.step] = effect.attempt
 
     def _cancel_timer(self, effect: CancelTimer) -> None:
         self.timers.pop(effect.step, None)

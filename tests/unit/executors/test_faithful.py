@@ -54,7 +54,6 @@ def itself() -> list[Any]:
         (b"\xff", b'"/w=="'),
         ({7}, b"[7]"),
     ],
-    ids=lambda value: repr(value)[:30],
 )
 def test_what_json_can_say_is_kept(value: Any, text: bytes) -> None:
     assert outcome_of(value, None) == Completed(text)

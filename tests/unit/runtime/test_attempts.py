@@ -231,6 +231,17 @@ def test_a_job_s_report_about_a_sub_workflow_step_is_late() -> None:
     assert run.last.reply == Late(superseded=False)
 
 
+def test_a_retry_that_is_due_when_its_attempt_would_have_timed_out_has_its_own_timer() -> None:
+    run = Run(job("a", timeout_secs_override=5, retry_max_attempts=2))
+    run.after_secs(2)
+    due_ms = run.step("a").due_ms or 0
+    run.fails("a", retry_after_secs=(due_ms - run.now - 1) / 1000)
+    assert run.step("a").due_ms == due_ms
+    assert run.effects(ScheduleTimer) == [ScheduleTimer(step=0, due_ms=due_ms)]
+    run.fires("a")
+    assert run.step("a").attempt == 2
+
+
 def test_an_accepted_attempt_is_noted_once() -> None:
     run = Run(job("a"))
     run.give(c.AttemptAccepted(step=0, attempt=1))
