@@ -160,7 +160,7 @@ class Creation:
         message: object = command
         if idempotency is not None:
             record = idempotency.record(status=201, reference=head.id)
-            message = Remember(command=command, record=lambda _: record)
+            message = Remember(command=command, record=lambda _: record, key=idempotency.place)
         answer = await self._supervisor.create(graph, message, command)
         return answer.state
 

@@ -22,7 +22,7 @@ from pilotage.actors.errors import (
 )
 from pilotage.actors.event_hub import EventPlan, EventReceipt
 from pilotage.actors.idempotency import Idempotency, recall
-from pilotage.actors.messages import Answer, MakeRecord, Remember
+from pilotage.actors.messages import Answer, Remember
 from pilotage.actors.principal import Principal
 from pilotage.actors.quarantine import Quarantine
 from pilotage.actors.reasons import notes_about
@@ -208,7 +208,8 @@ class Gateway(RunReader):
     ) -> Answer:
         message: object = command
         if idempotency is not None:
-            message = Remember(command=command, record=_record(idempotency, body))
+            record = idempotency.recorder(body)
+            message = Remember(command=command, record=record, key=idempotency.place)
         answer: Answer = await self._supervisor.ask(run_id, message)
         raise_rejection(answer.result)
         return answer
@@ -405,11 +406,17 @@ class Gateway(RunReader):
 
         return await each(run_ids, one)
 
+    async def first_answer(self, idempotency: Idempotency) -> bytes | None:
+        """What is stored of it; `UnavailableError` while nobody knows whether it will be."""
+        self._supervisor.unresolved.refuse(*idempotency.place)
+        return await self.store.idempotency(*idempotency.place)
+
+    async def remember(self, record: IdempotencyRecord) -> bool:
+        return await self.store.remember(record, self._services.fence())
+
     async def _remembered(self, idempotency: Idempotency) -> str | None:
         """The id of what was made for this key."""
-        data = await self._stored(
-            lambda: self.store.idempotency(idempotency.project_id, idempotency.key)
-        )
+        data = await self._stored(lambda: self.first_answer(idempotency))
         with catalog_errors("idempotency record"):
             return None if data is None else recall(data).reference
 
@@ -485,11 +492,3 @@ class Gateway(RunReader):
     async def _quarantined_run(self, run_id: str, principal: Principal) -> None:
         if not principal.is_admin:
             await self.belongs_to(run_id, principal)
-
-
-def _record(idempotency: Idempotency, body: Body | None) -> MakeRecord:
-    def record(state: RunState) -> IdempotencyRecord:
-        shown = None if body is None else body(state)
-        return idempotency.record(status=200, reference=state.id, body=shown)
-
-    return record

@@ -7,11 +7,13 @@ The record is written in the same atomic step as the run, transition or definiti
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import msgspec
 
 from pilotage.persistence import codec
 from pilotage.persistence.port import IdempotencyRecord
+from pilotage.runtime.state import RunState
 
 KEPT_SECS = 86_400
 MAX_BODY = 4096
@@ -43,6 +45,11 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str = "*"
     begun: bytes | None = None
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where it is remembered: project and key."""
+        return self.project_id, self.key
+
     def item(self, name: str) -> Idempotency:
         """The key of one item of a bulk request; its own request is the item itself."""
         key = hashlib.sha256(f"{self.key}\0{name}".encode()).hexdigest()
@@ -60,6 +67,17 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
                 body=body if body is not None and len(body) <= MAX_BODY else None,
             )
         )
+
+    def recorder(
+        self, body: Callable[[RunState], bytes | None] | None
+    ) -> Callable[[RunState], IdempotencyRecord]:
+        """Makes the record of the run that a command led to; `body`: how the answer shows it."""
+
+        def record(state: RunState) -> IdempotencyRecord:
+            shown = None if body is None else body(state)
+            return self.record(status=200, reference=state.id, body=shown)
+
+        return record
 
     def plan(self, begun: bytes) -> IdempotencyRecord:
         """What to store before anything is done that cannot be stored together with its answer."""

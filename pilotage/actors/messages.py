@@ -24,10 +24,12 @@ class Remember(msgspec.Struct, frozen=True, kw_only=True):
     """A command together with the idempotency record that its transition is stored with.
 
     `record` makes it from the state that the command led to; it is not stored for a refusal.
+    `key`: project and key of the record.
     """
 
     command: Command
     record: MakeRecord
+    key: tuple[str, str]
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -253,6 +253,7 @@ class Runtime:
             clock=clock,
             timers=self.timers,
         )
+        self.services.fence = self._fence_token
         self.services.confirm_owner = lambda: confirm_owner(self.store, self._fence)
         self.services.start_child = self.creation.child
         observe(self.metrics, self)

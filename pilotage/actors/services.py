@@ -63,5 +63,6 @@ class Services:
         self.hub: EventHub
         self.heartbeats: Heartbeats
         self.confirm_owner: Callable[[], Awaitable[None]]
+        self.fence: Callable[[], int]
         self.start_child: Callable[[RunState, StartChild], Awaitable[None]]
         self.run_timers: RunTimers

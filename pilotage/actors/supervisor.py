@@ -36,12 +36,14 @@ from pilotage.actors.messages import (
     Outcome,
     QuarantinedError,
     Release,
+    Remember,
     Resume,
 )
 from pilotage.actors.run_actor import RunActor
 from pilotage.actors.run_timers import RunTimers
 from pilotage.actors.services import Services
 from pilotage.actors.set_apart import SetApart, withdraw
+from pilotage.actors.unresolved import Unresolved
 from pilotage.persistence.port import Store, StoredRun, StoreError, StoreUnavailableError
 from pilotage.runtime.commands import AttemptCompleted, AttemptFailed, Command, CreateRun
 from pilotage.runtime.effects import Effect
@@ -83,6 +85,7 @@ class Supervisor:
         self._closing = False
         self._next_look: asyncio.Handle | None = None
         self.set_apart = SetApart(services)
+        self.unresolved = Unresolved()
         self.quarantined = self.set_apart.runs
         self._when_ended = self._terminated  # bound once, not once for each run
 
@@ -172,13 +175,20 @@ class Supervisor:
                 await entry.is_ready()
                 continue
             try:
-                answer = await entry.ref.ask(message, block=False)
+                answer = await self._sent(entry.ref, message)
             except (ActorDeadError, AlreadyExistsError):
                 self._refuse_if_closing()
                 await asyncio.sleep(0)  # its end is being noted; then it is loaded again
             else:
                 self._release_if_done(run_id, entry)
                 return answer
+
+    def _sent(self, ref: LoopRef[RunActor], message: object) -> Awaitable[Any]:
+        """The reply, which may come after the asker has gone."""
+        reply = ref.ask(message, block=False)
+        if isinstance(message, Remember):
+            self.unresolved.watch(message.key, reply)
+        return reply
 
     def notify(self, run_id: str, message: object) -> None:
         """Tell the run something that happened; it is kept while the run is not ready for it.
@@ -258,7 +268,7 @@ class Supervisor:
         with in_bounded_time():
             try:
                 async with asyncio.timeout(ASK_TIMEOUT_SECS):
-                    answer: Answer = await ref.ask(message, block=False)
+                    answer: Answer = await self._sent(ref, message)
                     return answer
             except ActorDeadError:
                 raise UnavailableError("the run could not be stored") from None

@@ -12,7 +12,7 @@ from pilotage.actors.idempotency import Idempotency
 from pilotage.actors.job_runs import JobRunView
 from pilotage.actors.principal import Principal
 from pilotage.actors.run_reader import ShownRun
-from pilotage.persistence.port import RunQuery, Store
+from pilotage.persistence.port import IdempotencyRecord, RunQuery, Store
 from pilotage.runtime.insight_reasons import Note
 from pilotage.runtime.preview import Preview
 from pilotage.runtime.state import RunState
@@ -64,6 +64,10 @@ class GatewayPort(Protocol):
     def degraded(self) -> str | None: ...
     @property
     def store_away(self) -> str | None: ...
+
+    async def first_answer(self, idempotency: Idempotency) -> bytes | None: ...
+
+    async def remember(self, record: IdempotencyRecord) -> bool: ...
 
     async def trigger(
         self,

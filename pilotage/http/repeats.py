@@ -141,7 +141,7 @@ async def _first_or_again(
 
 async def _known(api: Api, idempotency: Idempotency) -> Remembered | None:
     with catalog_errors("idempotency record"):
-        data = await api.gateway.store.idempotency(idempotency.project_id, idempotency.key)
+        data = await api.gateway.first_answer(idempotency)
         if data is None:
             return None
         known = recall(data)
@@ -181,8 +181,7 @@ async def _replay(
 async def begin(api: Api, idempotency: Idempotency, plan: bytes) -> None:
     """Store what is going to be done; nothing is done if it cannot be stored."""
     with catalog_errors("idempotency record"):
-        store = api.gateway.store
-        kept = await store.remember(idempotency.plan(plan), await store.fence())
+        kept = await api.gateway.remember(idempotency.plan(plan))
     if not kept:
         raise UnavailableError("the project has too many idempotency keys to remember this one", 60)
 
@@ -194,7 +193,7 @@ async def _remember(api: Api, idempotency: Idempotency, answer: Answer) -> None:
         body=answer.body,
     )
     with catalog_errors("idempotency record"):
-        kept = await api.gateway.store.remember(record, await api.gateway.store.fence())
+        kept = await api.gateway.remember(record)
     if not kept:
         raise UnavailableError(
             "it was done, but the project has too many idempotency keys to remember this one; "

@@ -242,9 +242,9 @@ async def _once(gateway: Gateway, sent: Sent, work: Work) -> object:
         return await work(gateway, dry_run=True)
     if not sent.key:
         return await work(gateway)
-    known = await gateway.store.idempotency(PROJECT, sent.key)
+    idempotency = Idempotency(key=sent.key, request_hash="", project_id=PROJECT)
+    known = await gateway.first_answer(idempotency)
     if known is not None:
         reference = recall(known).reference
         return reference if sent.verb == "trigger" else REPLAYED
-    idempotency = Idempotency(key=sent.key, request_hash="", project_id=PROJECT)
     return await work(gateway, idempotency=idempotency)
