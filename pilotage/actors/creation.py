@@ -173,6 +173,8 @@ class Creation:
         made = supervisor.published(child_run_id)
         if made is None and not supervisor.knows(child_run_id):
             made = await supervisor.state(child_run_id)
+            if made is None and effect.lost:
+                raise ConflictError(effect.lost)
             if made is None:
                 return await self._make_child(parent, effect)
         return _expect_child(made, parent, effect)

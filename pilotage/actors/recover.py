@@ -61,9 +61,9 @@ async def recover(
             workflows.add(state.head.workflow_id)
             supervisor.adopt(state, stored.outbox)
     for workflow_id in workflows:
-        services.admission.set_run_limit(workflow_id, await run_limit(workflow_id))
+        services.admission.know_run_limit(workflow_id, await run_limit(workflow_id))
     for job in services.admission.jobs:
-        services.admission.set_job_limit(job, await job_limit(job))
+        services.admission.know_job_limit(job, await job_limit(job))
     hold_back(services.admission, again)
     for n, (run_id, records) in enumerate(loaded.items(), 1):
         supervisor.resume(run_id, records)

@@ -102,13 +102,16 @@ class CancelTimer(Effect, frozen=True, kw_only=True, tag=True):
 
 
 class StartChild(Effect, frozen=True, kw_only=True, tag=True):
-    """Create the child run if it is absent. `payload` is JSON text."""
+    """Create the child run if it is absent. `payload` is JSON text; without it, `lost` says why it
+    cannot be created any more: the step is told if the child does not exist.
+    """
 
     step: int
     attempt: int
     child_run_id: str
     workflow: str
     payload: bytes
+    lost: str = ""
 
 
 class ParkEvent(Effect, frozen=True, kw_only=True, tag=True):

@@ -66,12 +66,11 @@ def _step_effects(d: Draft, i: int, effects: list[Effect]) -> None:
     elif step.status is StepStatus.RUNNING:
         if step.accepted:
             return
-        try:
-            effects.append(
-                _child_start(d, i) if spec.step_type is StepType.SUB_WORKFLOW else _attempt(d, i)
-            )
-        except TemplateError:
-            return  # see `undeliverable`; a child was created before its input could change
+        if spec.step_type is StepType.SUB_WORKFLOW:
+            effects.append(_child_again(d, i))
+            return
+        with suppress(TemplateError):  # see `undeliverable`
+            effects.append(_attempt(d, i))
 
 
 def _due_ms(d: Draft, i: int, due_ms: int) -> int:
@@ -161,6 +160,22 @@ def _child_start(d: Draft, i: int) -> StartChild:
         workflow=d.graph.steps[i].sub_workflow_id or "",
         payload=inputs.build_input(d, i),
     )
+
+
+def _child_again(d: Draft, i: int) -> StartChild:
+    """It may not have been created before the crash, and its input may have changed since."""
+    try:
+        return _child_start(d, i)
+    except TemplateError as error:
+        step = d.step(i)
+        return StartChild(
+            step=i,
+            attempt=step.attempt,
+            child_run_id=step.child_run_id or "",
+            workflow=d.graph.steps[i].sub_workflow_id or "",
+            payload=b"",
+            lost=f"it was not created, and cannot be any more: {error}",
+        )
 
 
 def start_of_child(state: RunState, i: int, now: int) -> StartChild:

@@ -46,7 +46,8 @@ def told_wrong(world: World, runtime: Runtime, run: Shadow) -> Iterator[str]:
 def _untrue(
     world: World, runtime: Runtime, state: RunState, i: int, line: Explanation, *, is_placed: bool
 ) -> Iterator[str]:
-    if line.waiting_for == "job_limit" and not is_placed:
+    has_asked = bool(state.masks.requested >> i & 1)  # it waits for others of its run if not
+    if line.waiting_for == "job_limit" and has_asked and not is_placed:
         yield f"step {i} is said to wait for a slot, and nobody knows its place"
     if line.waiting_for in _BY_TIMER:
         due = runtime.timers.due_ms((state.id, i))

@@ -192,10 +192,11 @@ class World:
                 self.note("commit", process.name, write.run_id, write.seq, verdict.value, again)
                 if verdict is Verdict.OK and not again:
                     shadow = self.ledger.applied(write, fence)
-                    if process.alive and isinstance(process, Server):
+                    if isinstance(process, Server):  # dead or alive when its write arrives
                         self.ledger.note_set_apart(
                             process.runtime.supervisor.quarantined.keys(), fence
                         )
+                    if process.alive and isinstance(process, Server):
                         calm.same_as_memory(process.runtime, shadow)
             # a clock that is set moves the ends of attempts whose runs do not hear of it
             now_ms = math.inf if self.plan.jumps else self.servers.clock.now_ms()

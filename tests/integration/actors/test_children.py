@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pilotage.actors.catalog_model import Workflow
-from pilotage.actors.errors import ConflictError
+from pilotage.actors.errors import ConflictError, UnavailableError
 from pilotage.actors.outside import Outside
 from pilotage.actors.principal import ADMIN
 from pilotage.persistence.port import RunQuery
@@ -252,3 +252,31 @@ async def test_each_event_that_a_run_emits_has_an_id_of_its_own(
     await wait_until(lambda: len(sent) == 2, "both were sent")
     assert len(set(sent)) == 2
     assert all(event_id.startswith(f"{run}/") for event_id in sent)
+
+
+async def test_a_child_that_a_crash_kept_from_being_made_and_that_cannot_be_any_more_fails_its_step(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its input was made from what has been taken back since."""
+    child = await world.workflow("c", [noop("x")])
+    needs = sub(child, "a", payload={"v": "{{ steps.a.output }}"}, retry_max_attempts=1)
+    flow = await world.workflow("p", [gate("a"), needs])
+    monkeypatch.setattr(Outside, "_start_child", not_yet)
+    run = await world.trigger(flow, k="0.")
+    await world.began_all("0.a")
+    world.let("0.a")
+    await world.until_step(run, "sub", "running")
+    world.gates["0.a"].clear()
+    await world.gateway.retry_step(run, "a", ADMIN)
+    monkeypatch.undo()
+    await world.crash()
+    await world.start()
+    await world.until_step(run, "sub", "failed")
+    error = (await world.step(run, "sub")).error or ""
+    assert error.startswith("sub-workflow could not be started: it was not created")
+    assert "steps.a.output" in error
+    assert await runs_of(world, child) == []
+
+
+async def not_yet(self: Outside, effect: StartChild) -> None:
+    raise UnavailableError("not yet")

@@ -110,7 +110,10 @@ def test_a_child_is_made_from_the_state_or_not_at_all() -> None:
     run = Run(job("a"), needs).completes("a", output={"x": 1})
     assert [start_of_child(run.state, 1, run.now)] == run.effects(StartChild)
     run.does(c.RetryStep, "a")
-    assert not [e for e in recovered(run) if isinstance(e, StartChild)]
+    (lost,) = [e for e in recovered(run) if isinstance(e, StartChild)]
+    assert (lost.child_run_id, lost.payload) == (run.step("b").child_run_id, b"")
+    assert lost.lost.startswith("it was not created, and cannot be any more: ")
+    assert "steps.a.output.x" in lost.lost
     with pytest.raises(TemplateError, match=r"steps\.a\.output\.x"):
         start_of_child(run.state, 1, run.now)
 

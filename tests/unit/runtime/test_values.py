@@ -49,7 +49,7 @@ SAMPLES: dict[str, Any] = {
     "disabled": (1, 2),
     "due_ms": 7, "error": "boom", "error_class": "http_500", "event_key": "k", "expires_at_ms": 8,
     "final": True, "head": HEAD, "held": True, "input": b"{}", "job": "j", "keep_child": True,
-    "left_ms": 5,
+    "left_ms": 5, "lost": "why",
     "output": b'{"x":1}', "parent_attempt": 4, "parent_run_id": PARENT_ID, "payload": b"[1]",
     "pinned": True, "reason": "why", "resolution": Resolution.FORCED, "result": b"1",
     "retry_after_secs": 1.5, "since_ms": 9, "slot": False, "status": RunStatus.FAILED, "step": 6,
