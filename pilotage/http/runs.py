@@ -244,7 +244,7 @@ class InsightController(Controller):
     async def explain(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:
         gateway = api_of(request).gateway
         state = await gateway.get_run(run_id, principal_of(request))
-        return ok(explain(state, gateway.notes(state)))
+        return ok(explain(state, gateway.notes(state), gateway.quarantined.get(run_id)))
 
     @get("/events", operation_id="list-workflow-run-events", opt=READ)
     async def events(self, request: AnyRequest, run_id: RunId) -> ASGIResponse:

@@ -39,17 +39,24 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[Explanation]
 
 
-def explain(state: RunState, notes: Mapping[int | None, Note] | None = None) -> Explained:
+def explain(
+    state: RunState,
+    notes: Mapping[int | None, Note] | None = None,
+    quarantined: str | None = None,
+) -> Explained:
     """One line for each step that has not ended, in definition order.
 
     `notes`: what is known beyond the state, by step (None: about the run as a whole), e.g. a place
-    in a queue or why an attempt is held back.
+    in a queue or why an attempt is held back. `quarantined`: why nothing moves the run.
     """
     reasons = Reasons(state, notes or {})
     lines: list[Explanation] = []
     for i in bits(state.masks.open):
         step = state.step(i)
         why = reasons.of(i, step)
+        if quarantined is not None:
+            text = f"the run is quarantined, release or discard it: {quarantined}"
+            why = msgspec.structs.replace(why, text=text, until_ms=None)
         lines.append(
             Explanation(
                 step_ref=state.graph.steps[i].step_ref,

@@ -49,6 +49,9 @@ def test_a_run_whose_actor_fails_again_and_again_is_set_apart_repaired_and_ends(
 
     wait_until_sync(set_apart, "it is quarantined", within_secs=60)
     assert api.run(bad)["quarantined"] is True
+    for line in api.explain(bad).values():
+        assert line["reason"].startswith("the run is quarantined, release or discard it: ")
+        assert "until" not in line
     told = message(api.act(bad, "pause", expect=409))
     assert "release" in told
     api.on(good, "a", "approve")

@@ -59,6 +59,10 @@ class Server(Protocol):
         """Whether the newest state that the store has acknowledged to the process demands it."""
         ...
 
+    def is_removed(self, run_id: str) -> bool:
+        """Whether the run is over and its time, too."""
+        ...
+
     def stored_result(self, key: AttemptKey) -> bytes | None:
         """What the store has as the result of an attempt."""
         ...
@@ -173,7 +177,9 @@ class Jobs:
         return delay
 
     def _told(self, attempt: Attempt, output: bytes) -> None:
-        """The server has said that it has the result: then it is stored."""
+        """The server has said that it has the result: then it is stored, as long as its run is."""
+        if self.server.is_removed(attempt.run_id):
+            return
         by = msgspec.json.decode(output, type=Output).by
         stored = self.server.stored_result(attempt.key)
         if stored is None or msgspec.json.decode(stored, type=Output).by != by:

@@ -136,6 +136,9 @@ class World:
         if self.network.stormy:
             self.servers.crash(process, why)
 
+    def is_removed(self, run_id: str) -> bool:
+        return run_id in self.ledger.removed
+
     def stored_result(self, key: AttemptKey) -> bytes | None:
         run_id, i, attempt = key
         record = self.store.runs[run_id].job_runs[i, attempt]

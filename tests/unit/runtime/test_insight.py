@@ -76,6 +76,13 @@ def reason_of(
     return line.waiting_for, line.reason
 
 
+def test_of_a_quarantined_run_it_is_said_that_nothing_moves_it() -> None:
+    state = state_of({"a": "", "b": "a"}, {"a": done(0, 5), "b": running(5, due_ms=T0 + 9)})
+    (line,) = explain(state, {}, "its record is damaged").steps
+    assert line.reason == "the run is quarantined, release or discard it: its record is damaged"
+    assert line.until is None
+
+
 def test_only_steps_that_have_not_ended_are_explained() -> None:
     state = state_of({"a": "", "b": "a"}, {"a": done(0, 5), "b": running(5)})
     told = explain(state)
