@@ -467,8 +467,8 @@ class RunActor(LoopActor):
 
     def _leave(self) -> None:
         self.abandon()
-        head = self._working.head
-        if self.published is None and not head.slotless:
+        head, stored = self._working.head, self.published
+        if not head.slotless and (stored is None or stored.status.is_terminal):
             self._services.admission.release_run(head.workflow_id, head.id)
 
     def on_stop(self) -> None:
